@@ -1,0 +1,148 @@
+"""The Ryu application: OpenFlow 1.3 events to the runtime, the runtime's messages to the switch. It decides nothing."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from controller import ryu_adapter, steering
+from controller.runtime import Runtime
+from dataplane import segment
+from state.datablock import FourTuple
+from state.errors import SegmentMalformed
+
+# isort: split
+import eventlet
+from ryu.base import app_manager
+from ryu.controller import ofp_event
+from ryu.controller.handler import CONFIG_DISPATCHER, DEAD_DISPATCHER, MAIN_DISPATCHER, set_ev_cls
+
+OFP, PARSER = ryu_adapter.OFP, ryu_adapter.PARSER
+_ETHERNET = 14
+_STATISTICS_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class OpenFlowSwitch:
+    """A connected switch: atomic bundles (ONF extension 230) and single messages."""
+
+    def __init__(self, datapath: Any) -> None:
+        self.datapath = datapath
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Callable[[], None]] = {}
+
+    def send(self, message: Any) -> None:
+        message.datapath = self.datapath
+        self.datapath.send_msg(message)
+
+    def commit(self, bundle: list[Any], committed: Callable[[], None]) -> None:
+        """All of the bundle or nothing; `committed` is called on the switch's reply. Does not wait."""
+        number = next(self._numbers)
+        flags = OFP.ONF_BF_ATOMIC | OFP.ONF_BF_ORDERED
+        self._waiting[number] = committed
+        self.send(PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_OPEN_REQUEST, flags, []))
+        for message in bundle:
+            message.datapath = self.datapath
+            self.send(PARSER.ONFBundleAddMsg(self.datapath, number, flags, message, []))
+        self.send(PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_COMMIT_REQUEST, flags, []))
+
+    def replied(self, number: int, type_: int) -> None:
+        if type_ == OFP.ONF_BCT_COMMIT_REPLY:
+            committed = self._waiting.pop(number, None)
+            if committed is not None:
+                committed()
+
+
+class TakeoverApp(app_manager.RyuApp):  # type: ignore[misc]
+    """Created by Ryu; the runtime comes as the keyword argument `takeover` (see `ryu_adapter.run`)."""
+
+    OFP_VERSIONS = [OFP.OFP_VERSION]  # noqa: RUF012 - Ryu's own interface
+
+    def __init__(self, *args: Any, takeover: Runtime, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._runtime = takeover
+        self._switch: OpenFlowSwitch | None = None
+        self._ports: dict[str, int] = {}
+        takeover.start()
+        eventlet.spawn_n(self._statistics)
+
+    # --- connection ---
+    @set_ev_cls(ofp_event.EventOFPSwitchFeatures, CONFIG_DISPATCHER)
+    def _features(self, event: Any) -> None:
+        event.msg.datapath.send_msg(PARSER.OFPSetConfig(event.msg.datapath, OFP.OFPC_FRAG_NORMAL, 0xFFFF))
+
+    @set_ev_cls(ofp_event.EventOFPStateChange, [MAIN_DISPATCHER, DEAD_DISPATCHER])
+    def _state(self, event: Any) -> None:
+        if event.state == MAIN_DISPATCHER:
+            self._switch = OpenFlowSwitch(event.datapath)
+            self._ports = {}
+            event.datapath.send_msg(PARSER.OFPPortDescStatsRequest(event.datapath, 0))
+        elif self._switch is not None and event.datapath is self._switch.datapath:
+            self._runtime.switch_disconnected(self._switch)
+            self._switch = None
+
+    @set_ev_cls(ofp_event.EventOFPPortDescStatsReply, MAIN_DISPATCHER)
+    def _port_descriptions(self, event: Any) -> None:
+        for port in event.msg.body:
+            if not _is_down(port):
+                self._ports[_text(port.name)] = port.port_no
+        if not event.msg.flags & OFP.OFPMPF_REPLY_MORE and self._switch is not None:
+            self._runtime.switch_connected(self._switch, self._ports)
+
+    @set_ev_cls(ofp_event.EventOFPPortStatus, MAIN_DISPATCHER)
+    def _port_status(self, event: Any) -> None:
+        port = event.msg.desc
+        up = event.msg.reason != OFP.OFPPR_DELETE and not _is_down(port)
+        self._runtime.port_changed(_text(port.name), port.port_no, up)
+
+    # --- bundles and errors ---
+    @set_ev_cls(ofp_event.EventONFBundleCtrlMsg, MAIN_DISPATCHER)
+    def _bundle(self, event: Any) -> None:
+        if self._switch is not None:
+            self._switch.replied(event.msg.bundle_id, event.msg.type)
+
+    @set_ev_cls(ofp_event.EventOFPErrorMsg, [CONFIG_DISPATCHER, MAIN_DISPATCHER])
+    def _error(self, event: Any) -> None:
+        kind = f"{event.msg.type}/{event.msg.code}"
+        if event.msg.type == OFP.OFPET_METER_MOD_FAILED and event.msg.code == OFP.OFPMMFC_UNKNOWN_METER:
+            return  # deleting the meter of an earlier life that there was none of
+        self._runtime.errors[f"openflow {kind}"] += 1
+        _log.error("switch refused a message: error type/code %s, data %s", kind, bytes(event.msg.data)[:64].hex())
+
+    # --- the close gate ---
+    @set_ev_cls(ofp_event.EventOFPPacketIn, MAIN_DISPATCHER)
+    def _packet_in(self, event: Any) -> None:
+        message = event.msg
+        if message.cookie != steering.COOKIE_GATE:
+            return
+        try:
+            found = segment.parse(bytes(message.data[_ETHERNET:]))
+            connection = FourTuple(found.source, found.source_port, found.destination, found.destination_port)
+        except SegmentMalformed:
+            self._runtime.errors["packet-in"] += 1
+            return
+        self._runtime.close_seen(message.match["in_port"], connection, bytes(message.data))
+
+    # --- statistics ---
+    def _statistics(self) -> None:
+        while True:
+            eventlet.sleep(_STATISTICS_SECONDS)
+            if self._switch is not None:
+                self._switch.send(steering.late_packets())
+
+    @set_ev_cls(ofp_event.EventOFPFlowStatsReply, MAIN_DISPATCHER)
+    def _flow_statistics(self, event: Any) -> None:
+        for flow in event.msg.body:
+            if flow.cookie == steering.COOKIE_LATE:
+                self._runtime.late_packets = flow.packet_count
+
+
+def _is_down(port: Any) -> bool:
+    return bool(port.state & OFP.OFPPS_LINK_DOWN or port.config & OFP.OFPPC_PORT_DOWN)
+
+
+def _text(name: Any) -> str:
+    return name.decode(errors="replace").rstrip("\0") if isinstance(name, bytes) else str(name)

@@ -1,0 +1,421 @@
+"""The heart of the controller: events in, actions out. Pure: no socket, no switch, no clock of its own.
+
+Servers' lives:
+
+    failed --Hello--> up --failure--> failed        (a life is an *incarnation*; a failed one never comes back:
+                                                     its agent is told that it was fenced and begins another)
+
+A failure of a server that owns homes starts a takeover: one atomic bundle fences the dead and steers to the first
+backup that is up; when the switch has committed it, the backup is told to resume. Until then the backup sends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from controller import steering
+from controller.collector import Collector
+from controller.detector import Cause, Detector, Failure
+from controller.gate import Decision, Gate, Held, decide
+from controller.ownership import Ownership
+from controller.steering import Attachment
+from controller.takeover import History, Phase, Takeover
+from state import messages
+from state.configuration import Configuration
+from state.datablock import FourTuple
+from state.messages import Message
+
+_BLOCKS_PER_MESSAGE = 64
+NO_BACKUP = "no backup is up"
+RECOVERY_GRACE = 1.0
+"""After its own restart the controller waits so long for the agents that it knew before it calls them dead."""
+
+
+# --- actions ---
+@dataclass(frozen=True)
+class Send:
+    """A message to an agent; `last` closes the connection after it."""
+
+    server: str
+    message: Message
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Commit:
+    """An atomic bundle for the switch; these takeovers wait for its commit."""
+
+    messages: list[steering.Message]
+    takeovers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SendToSwitch:
+    message: steering.Message
+
+
+@dataclass(frozen=True)
+class Persist:
+    """Facts that a restarted controller needs."""
+
+    name: str
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Announce:
+    """An event for the API's stream."""
+
+    kind: str
+    body: dict[str, object]
+
+
+Action = Send | Commit | SendToSwitch | Persist | Announce
+
+
+@dataclass
+class ServerState:
+    name: str
+    port: int | None = None
+    """Its switch port's number, None while the switch does not have it."""
+    state: str = "failed"
+    incarnation: int = 0
+    mac: str = ""
+    pid: int = 0
+    epoch: int = 0
+    connections: int = 0
+    load: float = 0.0
+    lag: float = 0.0
+    backup: str | None = None
+    unready: int = 0
+    """Unready connections that its backup has built, as of the last synchronisation."""
+
+    @property
+    def up(self) -> bool:
+        return self.state == "up"
+
+
+class _SavedServer(msgspec.Struct):
+    incarnation: int
+    mac: str
+    up: bool
+
+
+class _Saved(msgspec.Struct):
+    epoch: int
+    number: int
+    servers: dict[str, _SavedServer]
+    ownership: bytes
+
+
+@dataclass
+class Conductor:
+    """All of the controller's state but the blocks in the store. Every method is one event and returns actions."""
+
+    configuration: Configuration
+    collector: Collector = field(default_factory=Collector)
+    gate: Gate = field(default_factory=Gate)
+    history: History = field(default_factory=History)
+    epoch: int = 1
+    refused_hellos: int = 0
+    wall_offset_ns: int = 0
+    """Wall clock minus the clock of `now`, in nanoseconds: only to show times to people."""
+
+    def __post_init__(self) -> None:
+        self.ownership = Ownership(self.configuration)
+        self.detector = Detector(self.configuration.detection.timeout / 1000)
+        self.servers = {server.name: ServerState(server.name) for server in self.configuration.servers}
+        self._ports: dict[str, int] = {}
+        self._number = 0
+        self._active: dict[int, Takeover] = {}
+        self._recovering: dict[str, float] = {}
+
+    # --- the controller's own restart ---
+    def saved(self) -> Persist:
+        servers = {s.name: _SavedServer(s.incarnation, s.mac, s.up) for s in self.servers.values()}
+        state = _Saved(self.epoch, self._number, servers, self.ownership.encode())
+        return Persist("conductor", msgspec.msgpack.encode(state))
+
+    def recover(self, saved: bytes, now: float) -> None:
+        """Take up what the last life of the controller knew. Servers that were up have a grace to say hello."""
+        try:
+            state = msgspec.msgpack.decode(saved, type=_Saved)
+        except msgspec.DecodeError:
+            return
+        if not self.ownership.restore(state.ownership):
+            return
+        self.epoch, self._number = state.epoch, state.number
+        for name, old in state.servers.items():
+            server = self.servers.get(name)
+            if server is not None:
+                server.incarnation, server.mac = old.incarnation, old.mac
+                if old.up:
+                    self._recovering[name] = now + RECOVERY_GRACE
+
+    def settle_responsibility(self) -> None:
+        """After the stored blocks were loaded: whoever owns a connection's slot is responsible for it."""
+        for name in self.collector.names():
+            record = self.collector.get(name)
+            assert record is not None
+            owner = self.ownership.server_for(record.header.connection)
+            if owner is not None and owner != record.responsible:
+                self.collector.reassign_one(name, owner)
+
+    # --- the switch ---
+    def switch_connected(self, ports: dict[str, int]) -> list[Action]:
+        """Install everything, atomically; `ports` are the switch's port numbers by name."""
+        self._ports = dict(ports)
+        for server in self.configuration.servers:
+            self.servers[server.name].port = self._ports.get(server.port)
+        whole = steering.everything(self.configuration, self.ownership, self._attachments())
+        meters: list[Action] = [SendToSwitch(message) for message in steering.meter()]
+        fencing = tuple(t.number for t in self._active.values() if t.phase is Phase.FENCING)
+        return [*meters, Commit(whole, fencing)]
+
+    def port_changed(self, name: str, number: int, up: bool, now: float) -> list[Action]:
+        """A port came, went, or changed its carrier."""
+        server = next((s for s in self.configuration.servers if s.port == name), None)
+        if server is None:
+            return []
+        state = self.servers[server.name]
+        state.port = number if up else None
+        self._ports[name] = number
+        if not up:
+            failure = self.detector.failed(server.name, Cause.LINK_DOWN)
+            return self._failed(failure, now) if failure is not None else []
+        return []
+
+    def _attachments(self) -> dict[str, Attachment]:
+        return {s.name: Attachment(s.port, s.mac) for s in self.servers.values() if s.port is not None and s.mac}
+
+    def committed(self, number: int, now: float) -> list[Action]:
+        """The switch has committed a takeover's bundle: the fence stands, the heir may begin."""
+        takeover = self._active.get(number)
+        if takeover is None or takeover.phase is not Phase.FENCING or takeover.heir is None:
+            return []
+        takeover.committed(now)
+        actions: list[Action] = [Send(takeover.heir, messages.Resume(number, takeover.source, takeover.epoch))]
+        # The next failure may come before the heir has made checkpoints of its own: its backup needs these blocks.
+        second = self.servers[takeover.heir].backup
+        if second is not None:
+            actions += self._blocks_for(second, takeover.heir)
+        return [*actions, *self._synchronise(), *self._announce_takeover(takeover)]
+
+    # --- agents ---
+    def hello(self, hello: messages.Hello, now: float) -> list[Action]:
+        """An agent introduced itself. The first action is its answer."""
+        server = self.servers.get(hello.server)
+        if hello.version != messages.PROTOCOL_VERSION:
+            return self._refuse(hello, f"protocol version {hello.version} is not {messages.PROTOCOL_VERSION}")
+        if server is None:
+            known = ", ".join(self.servers)
+            return self._refuse(hello, f"no server named {hello.server} is in the configuration; known are {known}")
+        actions: list[Action] = []
+        recovering = self._recovering.pop(server.name, None) is not None
+        if server.up or recovering:
+            if hello.incarnation == server.incarnation:
+                return self._join(server, hello, now, again=True)
+            failure = self.detector.failed(server.name, Cause.RESTARTED) or Failure(server.name, Cause.RESTARTED, now)
+            actions += self._failed(failure, now)
+        elif hello.incarnation == server.incarnation:
+            return self._refuse(hello, f"{server.name} was fenced in epoch {server.epoch}", fenced=True)
+        if server.port is None:
+            return [*actions, *self._refuse(hello, f"port of {server.name} is not up on the switch")]
+        return [*actions, *self._join(server, hello, now, again=False)]
+
+    def _refuse(self, hello: messages.Hello, sentence: str, *, fenced: bool = False) -> list[Action]:
+        self.refused_hellos += 1
+        return [Send(hello.server, messages.Refused(sentence, fenced), last=True)]
+
+    def _join(self, server: ServerState, hello: messages.Hello, now: float, *, again: bool) -> list[Action]:
+        """The server is up; in a new life it gets its home and its idle slots back."""
+        moved_mac = server.mac != hello.mac
+        server.state, server.incarnation, server.mac = "up", hello.incarnation, hello.mac
+        server.pid, server.epoch = hello.pid, self.epoch
+        self.detector.watch(server.name, now)
+        actions: list[Action] = [Send(server.name, messages.Welcome(self.epoch))]
+        if not again or moved_mac:
+            actions += self._give_back(server)
+        actions += [self.saved(), *self._synchronise(), self._announce_server(server)]
+        return actions
+
+    def _give_back(self, server: ServerState) -> list[Action]:
+        busy = {
+            slot for connection in self.collector.connections() if (slot := self.ownership.slot(connection)) is not None
+        }
+        moves = self.ownership.give_back(server.name, busy)
+        attachment = self._attachments().get(server.name)
+        bundle = steering.hand_over(self.configuration, [server.name], attachment)
+        for move in moves:
+            bundle += steering.slot(self.configuration, self.ownership, move.slot)
+        return [Commit(bundle)]
+
+    def disconnected(self, name: str, now: float) -> list[Action]:
+        """The agent's control connection closed: its process ended."""
+        failure = self.detector.failed(name, Cause.PROCESS_ENDED)
+        return self._failed(failure, now) if failure is not None else []
+
+    def received(self, name: str, message: messages.FromAgent, now: float) -> list[Action]:
+        """Anything but `Hello` and `Store`."""
+        server = self.servers[name]
+        self.detector.heard(name, now)
+        if isinstance(message, messages.Heartbeat):
+            server.connections, server.load, server.lag = message.connections, message.load, message.lag
+            return []
+        if isinstance(message, messages.Here):
+            return [SendToSwitch(steering.forward(h.in_port, h.packet)) for h in self.gate.here(name, message.nonce)]
+        if isinstance(message, messages.Prepared):
+            if message.owner in self.servers:
+                self.servers[message.owner].unready = message.unready
+            return []
+        if isinstance(message, messages.Resumed):
+            return self._resumed(name, message, now)
+        return []
+
+    def stored(self, name: str, accepted: list[tuple[str, str, bytes]]) -> list[Action]:
+        """Checkpoints were stored: the backup builds unready connections from them."""
+        backup = self.servers[name].backup
+        if backup is None or not accepted:
+            return []
+        return [Send(backup, messages.Backup(name, [block for _, _, block in accepted]))]
+
+    def closed(self, name: str, connections: Iterable[str]) -> tuple[list[str], list[Action]]:
+        """Connections ended in good order: (those that were this server's, actions)."""
+        gone = self.collector.forget(name, connections)
+        backup = self.servers[name].backup
+        if backup is None or not gone:
+            return gone, []
+        return gone, [Send(backup, messages.Forget(name, gone))]
+
+    # --- failures ---
+    def tick(self, now: float) -> list[Action]:
+        """Call every `detector.TICK` seconds."""
+        actions: list[Action] = []
+        for failure in self.detector.tick(now):
+            actions += self._failed(failure, now)
+        for name, limit in list(self._recovering.items()):
+            if now >= limit:
+                del self._recovering[name]
+                actions += self._failed(Failure(name, Cause.ABSENT, now), now)
+        return actions
+
+    def _failed(self, failure: Failure, now: float) -> list[Action]:
+        """Fence and repoint at once; the rest follows when the switch has committed."""
+        server = self.servers[failure.server]
+        prepared = server.backup
+        server.state, server.connections, server.unready, server.backup = "failed", 0, 0, None
+        self.gate.dead(server.name)
+        for takeover in list(self._active.values()):
+            if takeover.heir == server.name:
+                takeover.fail(now)
+                del self._active[takeover.number]
+        self.epoch += 1
+        server.epoch = self.epoch
+        heir = self._heir(server.name)
+        count = self.collector.count(server.name)
+        self._number += 1
+        takeover = Takeover(
+            number=self._number,
+            cause=failure.cause.value,
+            source=server.name,
+            heir=heir,
+            epoch=self.epoch,
+            homes=self.ownership.homes_of(server.name),
+            since=failure.since,
+            detected=now,
+            detected_wall_ns=int(now * 1e9) + self.wall_offset_ns,
+            connections=count,
+            waiting=count,
+        )
+        self.history.add(takeover)
+        fenced = messages.Refused(f"{server.name} was fenced in epoch {self.epoch}: {failure.cause.value}", True)
+        actions: list[Action] = []
+        if heir is None:
+            actions.append(Commit(steering.hand_over(self.configuration, takeover.homes, None)))
+            takeover.lost(count, NO_BACKUP)
+            takeover.waiting = 0
+            takeover.fail(now)
+        else:
+            attachment = self._attachments()[heir]
+            self.ownership.fail_over(server.name, heir)
+            if prepared != heir:
+                actions += self._blocks_for(heir, server.name)
+            actions.append(Commit(steering.hand_over(self.configuration, takeover.homes, attachment), (self._number,)))
+            self.collector.reassign(server.name, heir)
+            self._active[self._number] = takeover
+        actions += [Send(server.name, fenced, last=True), self.saved()]
+        return [*actions, self._announce_server(server), *self._announce_takeover(takeover)]
+
+    def _heir(self, name: str) -> str | None:
+        """The first backup that is up and attached; the one that has the unready connections comes first."""
+        server = self.configuration.server(name)
+        assert server is not None
+        attached = self._attachments()
+        return next((b for b in server.backups if self.servers[b].up and b in attached), None)
+
+    def _resumed(self, name: str, report: messages.Resumed, now: float) -> list[Action]:
+        takeover = self._active.get(report.takeover)
+        if takeover is None or takeover.heir != name:
+            return []
+        takeover.progressed(report, now)
+        _, actions = self.closed(name, [connection for connection, _ in report.reset])
+        if takeover.phase is Phase.DONE:
+            del self._active[takeover.number]
+            actions += self._announce_takeover(takeover)
+        return actions
+
+    # --- backups ahead of failure ---
+    def _synchronise(self) -> list[Action]:
+        """Give every server that is up a backup that is up, and that backup all of the server's blocks."""
+        actions: list[Action] = []
+        for server in self.servers.values():
+            backup = self._heir(server.name) if server.up else None
+            if backup == server.backup:
+                continue
+            if server.backup is not None and self.servers[server.backup].up:
+                actions.append(Send(server.backup, messages.Forget(server.name, [])))
+            server.backup = backup
+            if backup is not None:
+                actions += self._blocks_for(backup, server.name)
+                actions.append(Send(backup, messages.Synchronised(server.name)))
+        return actions
+
+    def _blocks_for(self, backup: str, owner: str) -> list[Action]:
+        """Everything that `owner` is responsible for, in messages of bounded size."""
+        blocks = [record.block for _, record in self.collector.of(owner)]
+        return [
+            Send(backup, messages.Backup(owner, blocks[i : i + _BLOCKS_PER_MESSAGE]))
+            for i in range(0, len(blocks), _BLOCKS_PER_MESSAGE)
+        ]
+
+    # --- the close gate ---
+    def close_seen(self, in_port: int, connection: FourTuple, packet: bytes) -> list[Action]:
+        """A FIN or RST without the close mark reached the controller."""
+        sender = next((s for s in self.servers.values() if s.port == in_port), None)
+        record = self.collector.get(connection.id)
+        decision = decide(record, sender.name if sender else None, sender.up if sender else False)
+        self.gate.counts[decision.value] += decision is not Decision.HOLD
+        if decision is Decision.FORWARD:
+            return [SendToSwitch(steering.forward(in_port, packet))]
+        if decision is Decision.HOLD:
+            assert sender is not None
+            nonce = self.gate.hold(Held(sender.name, in_port, packet))
+            if nonce is not None:
+                return [Send(sender.name, messages.AreYouThere(nonce))]
+        return []
+
+    # --- events for the API ---
+    def _announce_server(self, server: ServerState) -> Announce:
+        return Announce("server", {"name": server.name, "state": server.state, "epoch": server.epoch})
+
+    def _announce_takeover(self, takeover: Takeover) -> list[Action]:
+        body: dict[str, object] = {
+            "id": takeover.number,
+            "from": takeover.source,
+            "to": takeover.heir,
+            "phase": takeover.phase.value,
+        }
+        return [Announce("takeover", body)]

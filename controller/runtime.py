@@ -1,0 +1,218 @@
+"""The controller's shell: it joins the conductor with the store, the agents, the switch and the API's event stream, and
+carries out the conductor's actions. Nothing in it decides."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import eventlet
+
+from controller import agents, conductor
+from controller.agents import AgentLink
+from controller.conductor import Action, Conductor
+from controller.detector import TICK
+from controller.steering import Message as SwitchMessage
+from state import messages
+from state.configuration import Configuration
+from state.datablock import FourTuple
+from state.errors import CheckpointRefused
+from state.store import Store
+
+_EVENTS_KEPT = 1000
+_STORES_PER_TURN = 256
+
+_log = logging.getLogger(__name__)
+
+
+class Switch(Protocol):
+    """The connected switch."""
+
+    def commit(self, bundle: list[SwitchMessage], committed: Callable[[], None]) -> None: ...
+
+    def send(self, message: SwitchMessage) -> None: ...
+
+
+class Runtime:
+    """One controller process."""
+
+    def __init__(self, configuration: Configuration, store: Store) -> None:
+        self.configuration = configuration
+        self.conductor = Conductor(configuration, wall_offset_ns=time.time_ns() - time.monotonic_ns())
+        self.started = time.time()
+        self.switch: Switch | None = None
+        self.events: deque[tuple[int, str, str]] = deque(maxlen=_EVENTS_KEPT)
+        """(number, kind, JSON), the newest last."""
+        self.event_number = 0
+        self.errors: Counter[str] = Counter()
+        self.late_packets = 0
+        self.lag_seconds = 0.0
+        """The longest that the event loop was late since it was last asked."""
+        self._store = store
+        self._links: dict[str, AgentLink] = {}
+        self._listener: Any = None
+        self._recover()
+
+    def _recover(self) -> None:
+        saved = self._store.fact("conductor")
+        if saved is not None:
+            self.conductor.recover(saved, time.monotonic())
+        stale = []
+        for name, server, block in self._store.checkpoints():
+            try:
+                self.conductor.collector.load(server, block)
+            except CheckpointRefused as error:
+                _log.warning("stored checkpoint of %s: %s", name, error)
+                stale.append(name)
+        self._store.forget(stale)
+        self.conductor.settle_responsibility()
+
+    def listen(self) -> None:
+        """Raises `LocalError` when the agents' address cannot be had."""
+        self._listener = agents.listen(self.configuration.agents)
+
+    def start(self) -> None:
+        """Serve agents and watch the clock, on green threads."""
+        eventlet.spawn_n(agents.serve, self._listener, self)
+        eventlet.spawn_n(self._tick)
+
+    def _tick(self) -> None:
+        due = time.monotonic()
+        while True:
+            due += TICK
+            eventlet.sleep(max(0.0, due - time.monotonic()))
+            now = time.monotonic()
+            self.lag_seconds = max(self.lag_seconds, now - due)
+            due = max(due, now - TICK)
+            self.perform(self.conductor.tick(now))
+
+    # --- actions ---
+    def perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, conductor.Send):
+                link = self._links.get(action.server)
+                if link is not None:
+                    link.send(action.message)
+                    if action.last:
+                        link.close()
+            elif isinstance(action, conductor.Commit):
+                self._commit(action)
+            elif isinstance(action, conductor.SendToSwitch):
+                if self.switch is not None:
+                    self.switch.send(action.message)
+            elif isinstance(action, conductor.Persist):
+                self._store.put_fact(action.name, action.value)
+            else:
+                self._announce(action.kind, action.body)
+
+    def _commit(self, action: conductor.Commit) -> None:
+        if self.switch is None:
+            return  # the whole state is installed when the switch connects, and the takeovers go on then
+        waiting = action.takeovers
+
+        def committed() -> None:
+            now = time.monotonic()
+            for number in waiting:
+                self.perform(self.conductor.committed(number, now))
+
+        self.switch.commit(action.messages, committed)
+
+    def _announce(self, kind: str, body: dict[str, object]) -> None:
+        self.event_number += 1
+        self.events.append((self.event_number, kind, json.dumps(body)))
+        _log.info("%s %s", kind, body)
+
+    # --- agents.Listener ---
+    def agent_hello(self, link: AgentLink, hello: messages.Hello) -> None:
+        actions = self.conductor.hello(hello, time.monotonic())
+        server = self.conductor.servers.get(hello.server)
+        welcome = any(isinstance(a, conductor.Send) and isinstance(a.message, messages.Welcome) for a in actions)
+        if server is None or not welcome:
+            # The refusal goes to this connection, not to one that has the name already.
+            for action in actions:
+                if isinstance(action, conductor.Send) and action.last and isinstance(action.message, messages.Refused):
+                    link.send(action.message)
+                else:
+                    self.perform([action])
+            link.close()
+            return
+        old = self._links.get(hello.server)
+        link.name = hello.server
+        if old is not None:
+            old.name = None  # its end is no news any more
+            old.close()
+        before = [a for a in actions if isinstance(a, conductor.Send) and isinstance(a.message, messages.Refused)]
+        self.perform(before)
+        self._links[hello.server] = link
+        self.perform([action for action in actions if action not in before])
+
+    def agent_said(self, link: AgentLink, said: list[messages.FromAgent]) -> None:
+        name, now = link.name, time.monotonic()
+        if name is None:
+            return
+        stores: list[messages.Store] = []
+        for message in said:
+            if isinstance(message, messages.Store):
+                stores.append(message)
+                continue
+            self._take(link, name, stores)
+            stores = []
+            if isinstance(message, messages.Closed):
+                gone, actions = self.conductor.closed(name, message.connections)
+                self._store.forget(gone)
+            else:
+                actions = self.conductor.received(name, message, now)
+            self.perform(actions)
+        self._take(link, name, stores)
+
+    def _take(self, link: AgentLink, name: str, stores: list[messages.Store]) -> None:
+        """Several `Store`s in one commit, in portions that do not hold the loop up."""
+        for i in range(0, len(stores), _STORES_PER_TURN):
+            portion = stores[i : i + _STORES_PER_TURN]
+            if i:
+                eventlet.sleep(0)
+            server = self.conductor.servers[name]
+            blocks = [block for store in portion for block in store.blocks]
+            intake = self.conductor.collector.take(name, server.incarnation, blocks)
+            self.conductor.detector.heard(name, time.monotonic())
+            for refused in intake.refused:
+                _log.warning("%s: %s", name, refused)
+            self._store.put(intake.accepted)
+            link.send(messages.Stored(portion[-1].number))
+            self.perform(self.conductor.stored(name, intake.accepted))
+
+    def agent_gone(self, link: AgentLink) -> None:
+        name = link.name
+        if name is not None and self._links.get(name) is link:
+            del self._links[name]
+            self.perform(self.conductor.disconnected(name, time.monotonic()))
+
+    # --- the switch ---
+    def switch_connected(self, switch: Switch, ports: dict[str, int]) -> None:
+        self.switch = switch
+        self.perform(self.conductor.switch_connected(ports))
+        self._announce("switch", {"state": "connected", "ports": len(ports)})
+
+    def switch_disconnected(self, switch: Switch) -> None:
+        if self.switch is switch:
+            self.switch = None
+            self._announce("switch", {"state": "disconnected"})
+
+    def port_changed(self, name: str, number: int, up: bool) -> None:
+        self.perform(self.conductor.port_changed(name, number, up, time.monotonic()))
+
+    def close_seen(self, in_port: int, connection: FourTuple, packet: bytes) -> None:
+        self.perform(self.conductor.close_seen(in_port, connection, packet))
+
+
+def raise_priority() -> None:
+    """Ask for more of the CPU than ordinary load has: a late controller or agent looks like a dead one."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
+    except PermissionError:
+        _log.info("no permission to raise the priority: false alarms are likelier under load")

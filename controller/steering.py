@@ -1,0 +1,263 @@
+"""What stands in the switch. Pure: functions of the configuration and of ownership that *return* OpenFlow 1.3 messages.
+
+    table 0  admission   ARP for a VIP is answered by the switch itself; to a VIP -> 1; from a VIP -> 2; else NORMAL
+    table 1  slots       bits of the client's port (or address) -> the home's group, which rewrites the MAC and outputs
+    table 2  homes       the same bits in the other direction -> metadata = home
+    table 3  fence       (home, port of its owner) -> 4; everything else that claims to be the VIP is dropped, counted
+    table 4  close gate  FIN and RST pass only with the close mark; unmarked ones go to the controller, metered
+
+A takeover is one atomic bundle of three messages per home (`hand_over`): the group's bucket, and the permit of table 3
+withdrawn from the old owner and given to the new one. Its cost does not depend on the number of connections.
+
+Everything works while the controller is away: no flow expires, and ARP needs no controller.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Any
+
+from controller.ownership import Ownership, SlotId
+from controller.ryu_adapter import DESCRIPTION, OFP, PARSER
+from state.configuration import Configuration, Vip
+from state.messages import CLOSE_MARK
+
+COOKIE = 0x74616B65_00000000
+COOKIE_MASK = 0xFFFFFFFF_00000000
+COOKIE_LATE = COOKIE | 1
+"""Packets that claim to come from a VIP and come from a port that does not own it: the fence's catch."""
+COOKIE_GATE = COOKIE | 2
+"""FIN and RST without the close mark."""
+
+ADMISSION, SLOTS, HOMES, FENCE, GATE = range(5)
+_GATE_METER = 1
+_GATE_PACKETS_PER_SECOND = 20_000
+_GROUP_ADD_OR_MOD = 0x8000  # OVS: OFPGC11_ADD_OR_MOD
+_IP, _ARP, _TCP, _ICMP = 0x0800, 0x0806, 6, 1
+_FIN, _RST = 0x01, 0x04
+
+Message = Any
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Where a server is: number of its switch port, and its MAC."""
+
+    port: int
+    mac: str
+
+
+def group_id(configuration: Configuration, home: str) -> int:
+    return 1 + next(i for i, server in enumerate(configuration.servers) if server.name == home)
+
+
+def _flow(table: int, priority: int, match: dict[str, Any], instructions: list[Any], cookie: int = COOKIE) -> Message:
+    return PARSER.OFPFlowMod(
+        DESCRIPTION,
+        cookie=cookie,
+        table_id=table,
+        command=OFP.OFPFC_ADD,
+        priority=priority,
+        match=PARSER.OFPMatch(**match),
+        instructions=instructions,
+    )
+
+
+def _apply(*actions: Any) -> Any:
+    return PARSER.OFPInstructionActions(OFP.OFPIT_APPLY_ACTIONS, list(actions))
+
+
+def _goto(table: int) -> Any:
+    return PARSER.OFPInstructionGotoTable(table)
+
+
+def _output(port: int, length: int = OFP.OFPCML_NO_BUFFER) -> Any:
+    return PARSER.OFPActionOutput(port, length)
+
+
+def clear() -> list[Message]:
+    """Remove every flow that an earlier life of the controller left."""
+    return [
+        PARSER.OFPFlowMod(
+            DESCRIPTION,
+            cookie=COOKIE,
+            cookie_mask=COOKIE_MASK,
+            table_id=OFP.OFPTT_ALL,
+            command=OFP.OFPFC_DELETE,
+            out_port=OFP.OFPP_ANY,
+            out_group=OFP.OFPG_ANY,
+            match=PARSER.OFPMatch(),
+        )
+    ]
+
+
+def meter() -> list[Message]:
+    """The rate limit of what reaches the controller through the gate. Not part of a bundle (OVS takes none there)."""
+    bands = [PARSER.OFPMeterBandDrop(rate=_GATE_PACKETS_PER_SECOND, burst_size=_GATE_PACKETS_PER_SECOND)]
+    flags = OFP.OFPMF_PKTPS | OFP.OFPMF_BURST
+    return [
+        PARSER.OFPMeterMod(DESCRIPTION, command=OFP.OFPMC_DELETE, meter_id=_GATE_METER),
+        PARSER.OFPMeterMod(DESCRIPTION, command=OFP.OFPMC_ADD, flags=flags, meter_id=_GATE_METER, bands=bands),
+    ]
+
+
+def static(configuration: Configuration) -> list[Message]:
+    """What depends on the configuration alone."""
+    flows = [_flow(ADMISSION, 0, {}, [_apply(_output(OFP.OFPP_NORMAL))])]
+    for vip in configuration.vips:
+        flows += _arp(vip)
+        flows += [
+            _flow(ADMISSION, 200, {"eth_type": _IP, "ipv4_dst": vip.address}, [_goto(SLOTS)]),
+            _flow(ADMISSION, 200, {"eth_type": _IP, "ipv4_src": vip.address}, [_goto(HOMES)]),
+        ]
+    flows += [
+        _flow(SLOTS, 0, {}, []),
+        _flow(HOMES, 0, {}, []),
+        _flow(FENCE, 0, {}, [], COOKIE_LATE),
+    ]
+    return flows + _gate(configuration)
+
+
+def _arp(vip: Vip) -> list[Message]:
+    """The switch answers who has the VIP; nobody else may claim it (RFC 826)."""
+    mac = vip.mac
+    answer = [
+        PARSER.NXActionRegMove(src_field="eth_src", dst_field="eth_dst", n_bits=48),
+        PARSER.OFPActionSetField(eth_src=mac),
+        PARSER.OFPActionSetField(arp_op=2),
+        PARSER.NXActionRegMove(src_field="arp_sha", dst_field="arp_tha", n_bits=48),
+        PARSER.OFPActionSetField(arp_sha=mac),
+        PARSER.NXActionRegMove(src_field="arp_spa", dst_field="arp_tpa", n_bits=32),
+        PARSER.OFPActionSetField(arp_spa=vip.address),
+        _output(OFP.OFPP_IN_PORT),
+    ]
+    request = {"eth_type": _ARP, "arp_tpa": vip.address, "arp_op": 1}
+    return [
+        _flow(ADMISSION, 300, request, [_apply(*answer)]),
+        _flow(ADMISSION, 250, {"eth_type": _ARP, "arp_spa": vip.address}, []),
+    ]
+
+
+def _gate(configuration: Configuration) -> list[Message]:
+    """Closing is a privilege: see the module's table. The mark never leaves the switch."""
+    normal = _output(OFP.OFPP_NORMAL)
+    flows = [
+        _flow(
+            GATE,
+            300,
+            {"eth_type": _IP, "ip_dscp": CLOSE_MARK},
+            [_apply(PARSER.OFPActionSetField(ip_dscp=0), normal)],
+        ),
+        _flow(GATE, 0, {}, [_apply(normal)]),
+    ]
+    for vip in configuration.vips:
+        for service in vip.services:
+            if not service.protected:
+                continue
+            for flag in (_FIN, _RST):
+                match = {
+                    "eth_type": _IP,
+                    "ip_proto": _TCP,
+                    "ipv4_src": vip.address,
+                    "tcp_src": service.port,
+                    "tcp_flags": (flag, flag),
+                }
+                to_controller = [PARSER.OFPInstructionMeter(_GATE_METER), _apply(_output(OFP.OFPP_CONTROLLER))]
+                flows.append(_flow(GATE, 200, match, to_controller, COOKIE_GATE))
+    return flows
+
+
+def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> list[Message]:
+    """The two directions of one slot, for each service of its VIP."""
+    v, number = slot_
+    vip, home = configuration.vips[v], ownership.home[slot_]
+    group = group_id(configuration, home)
+    flows = []
+    to_home = [_apply(PARSER.OFPActionGroup(group))]
+    from_home = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
+    for service in vip.services:
+        tcp = {"eth_type": _IP, "ip_proto": _TCP}
+        ingress, egress = _slot_keys(vip, number)
+        flows.append(_flow(SLOTS, 100, {**tcp, "ipv4_dst": vip.address, "tcp_dst": service.port, **ingress}, to_home))
+        flows.append(_flow(HOMES, 100, {**tcp, "ipv4_src": vip.address, "tcp_src": service.port, **egress}, from_home))
+    if number == 0:  # ping and path-MTU errors go to whoever has the first slot
+        icmp = {"eth_type": _IP, "ip_proto": _ICMP}
+        flows.append(_flow(SLOTS, 50, {**icmp, "ipv4_dst": vip.address}, to_home))
+        flows.append(_flow(HOMES, 50, {**icmp, "ipv4_src": vip.address}, from_home))
+    return flows
+
+
+def _slot_keys(vip: Vip, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    mask = vip.slots - 1
+    if mask == 0:
+        return {}, {}
+    if vip.affinity == "client":
+        value, bits = str(ipaddress.IPv4Address(number)), str(ipaddress.IPv4Address(mask))
+        return {"ipv4_src": (value, bits)}, {"ipv4_dst": (value, bits)}
+    return {"tcp_src": (number << 1, mask << 1)}, {"tcp_dst": (number << 1, mask << 1)}
+
+
+def home(configuration: Configuration, name: str, owner: Attachment | None) -> list[Message]:
+    """A home's group and permit; without an owner its packets are dropped both ways."""
+    group = group_id(configuration, name)
+    buckets = []
+    if owner is not None:
+        actions = [PARSER.OFPActionSetField(eth_dst=owner.mac), _output(owner.port)]
+        buckets = [PARSER.OFPBucket(actions=actions)]
+    messages = [
+        PARSER.OFPGroupMod(
+            DESCRIPTION, _GROUP_ADD_OR_MOD, OFP.OFPGT_INDIRECT if buckets else OFP.OFPGT_ALL, group, buckets
+        ),
+        PARSER.OFPFlowMod(
+            DESCRIPTION,
+            cookie=COOKIE,
+            cookie_mask=COOKIE_MASK,
+            table_id=FENCE,
+            command=OFP.OFPFC_DELETE,
+            out_port=OFP.OFPP_ANY,
+            out_group=OFP.OFPG_ANY,
+            match=PARSER.OFPMatch(metadata=(group, 0xFFFF)),
+        ),
+    ]
+    if owner is not None:
+        permit = {"metadata": (group, 0xFFFF), "in_port": owner.port}
+        messages.append(_flow(FENCE, 100, permit, [_goto(GATE)]))
+    return messages
+
+
+def everything(configuration: Configuration, ownership: Ownership, attachments: dict[str, Attachment]) -> list[Message]:
+    """The whole state of the switch, for one atomic bundle at (re)connection."""
+    messages = clear()
+    for server in configuration.servers:
+        messages += home(configuration, server.name, attachments.get(ownership.owner[server.name]))
+    messages += static(configuration)
+    for slot_ in ownership.all_slots():
+        messages += slot(configuration, ownership, slot_)
+    return messages
+
+
+def hand_over(configuration: Configuration, homes: list[str], attachment: Attachment | None) -> list[Message]:
+    """Fence and repoint in one: these homes belong to whoever is attached there."""
+    messages: list[Message] = []
+    for name in homes:
+        messages += home(configuration, name, attachment)
+    return messages
+
+
+def forward(in_port: int, packet: bytes) -> Message:
+    """Let a packet that the gate held go on to its client."""
+    return PARSER.OFPPacketOut(
+        DESCRIPTION,
+        buffer_id=OFP.OFP_NO_BUFFER,
+        in_port=in_port,
+        actions=[_output(OFP.OFPP_NORMAL)],
+        data=packet,
+    )
+
+
+def late_packets() -> Message:
+    """Ask how many packets the fence and the gate caught."""
+    return PARSER.OFPFlowStatsRequest(
+        DESCRIPTION, 0, OFP.OFPTT_ALL, OFP.OFPP_ANY, OFP.OFPG_ANY, COOKIE, COOKIE_MASK, PARSER.OFPMatch()
+    )

@@ -1,0 +1,102 @@
+"""One takeover as a record and a small state machine, and the history that the API shows."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from state.messages import Resumed
+
+
+class Phase(enum.Enum):
+    """FENCING --switch committed--> RESUMING --last connection decided--> DONE
+    |                             |
+    +--heir dies / no heir--> FAILED (its connections go on to the next heir, or are lost)
+    """
+
+    FENCING = "fencing"
+    RESUMING = "resuming"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass
+class Takeover:
+    """Times are of the controller's monotonic clock unless they say otherwise."""
+
+    number: int
+    cause: str
+    source: str
+    heir: str | None
+    epoch: int
+    homes: list[str]
+    since: float
+    """Last evidence that the source was alive."""
+    detected: float
+    detected_wall_ns: int
+    connections: int
+    phase: Phase = Phase.FENCING
+    fenced: float | None = None
+    finished: float | None = None
+    resumed: int = 0
+    reset: Counter[str] = field(default_factory=Counter)
+    waiting: int = 0
+    proved_us: int = 0
+    resumed_us: int = 0
+    recreate_us: int = 0
+
+    def committed(self, now: float) -> None:
+        """The switch has fenced the source and steers to the heir."""
+        if self.phase is Phase.FENCING:
+            self.phase = Phase.RESUMING
+            self.fenced = now
+
+    def progressed(self, report: Resumed, now: float) -> None:
+        """The heir decided some connections."""
+        if self.phase is not Phase.RESUMING:
+            return
+        self.resumed += len(report.resumed)
+        self.reset.update(reason for _, reason in report.reset)
+        self.waiting = report.waiting
+        self.proved_us = max(self.proved_us, report.proved_us)
+        self.resumed_us = max(self.resumed_us, report.resumed_us)
+        self.recreate_us += report.recreate_us
+        if report.waiting == 0:
+            self.phase = Phase.DONE
+            self.finished = now
+
+    def fail(self, now: float) -> None:
+        """The heir cannot finish it."""
+        if self.phase in (Phase.FENCING, Phase.RESUMING):
+            self.phase = Phase.FAILED
+            self.finished = now
+
+    def lost(self, count: int, reason: str) -> None:
+        self.reset[reason] += count
+
+    def phases_ms(self) -> dict[str, float | None]:
+        """Length of each phase: detect (at most: since the last sign of life), fence, prove, resume."""
+        done = self.phase is Phase.DONE
+        return {
+            "detect": round((self.detected - self.since) * 1000, 3),
+            "fence": None if self.fenced is None else round((self.fenced - self.detected) * 1000, 3),
+            "prove": round(self.proved_us / 1000, 3) if done else None,
+            "resume": round(max(0, self.resumed_us - self.proved_us) / 1000, 3) if done else None,
+        }
+
+
+class History:
+    """The last takeovers, by number."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        self._takeovers: deque[Takeover] = deque(maxlen=limit)
+
+    def add(self, takeover: Takeover) -> None:
+        self._takeovers.append(takeover)
+
+    def get(self, number: int) -> Takeover | None:
+        return next((takeover for takeover in self._takeovers if takeover.number == number), None)
+
+    def all(self) -> list[Takeover]:
+        return list(self._takeovers)

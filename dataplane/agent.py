@@ -1,0 +1,256 @@
+"""A server's agent: it serves the VIP's services, keeps their checkpoints in the shared state, and stands ready to take
+over another server's connections. One process, one event loop; the heartbeat comes from that loop, so that a loop that
+does not serve does not beat.
+
+When the controller says that this server was fenced (it was slow, cut off or stopped, and another has its connections),
+the agent abandons every connection without a word and begins a new life with a new incarnation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from pyroute2 import IPRoute
+
+from dataplane import repair
+from dataplane.backup import Progress, Takeover, UnreadySet
+from dataplane.connection import LiveConnection, refuse_quietly
+from dataplane.controller_link import ControllerLink
+from dataplane.http import HTTP
+from dataplane.objects import DocumentRoot
+from dataplane.sequence_map import SequenceMap
+from dataplane.stack import Registry, TcpLayer
+from dataplane.stream import ByteStream
+from state import messages
+from state.configuration import Configuration, Server, Service
+from state.datablock import FourTuple
+from state.errors import LocalError, RepairError
+from state.messages import FromController, Hello
+
+_BACKLOG = 4096
+_ACCEPTS_PER_TURN = 64
+
+_log = logging.getLogger(__name__)
+
+PROTOCOLS = {"http": HTTP}
+"""Application protocols by the name that the configuration uses."""
+
+
+class Agent:
+    """The agent of one server. `run()` serves until it is cancelled."""
+
+    def __init__(self, configuration: Configuration, server: Server) -> None:
+        self._configuration = configuration
+        self._server = server
+        self.name = server.name
+        self.incarnation = time.time_ns()
+        self.epoch = 0
+        self.root = DocumentRoot(server.docroot)
+        self._mac = _mac_of(server.address)
+        self._registry = Registry()
+        for kind in PROTOCOLS.values():
+            self._registry.add(kind)
+        self._listeners: list[socket.socket] = []
+        self._connections: dict[FourTuple, LiveConnection] = {}
+        self._takeovers: dict[int, Takeover] = {}
+        self._beats = 0
+        self._refusal = ""
+        self._closed: list[str] = []
+
+    async def run(self) -> None:
+        """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
+        self._loop = asyncio.get_running_loop()
+        self._unready = UnreadySet(self, self._registry, self._loop.time)
+        self._link = ControllerLink(self._configuration.agents, self)
+        for vip in self._configuration.vips:
+            for service in vip.services:
+                self._listen(vip.address, service)
+        count = await self.root.index()
+        _log.info("%s serves %s (%d objects indexed)", self.name, self.root.root, count)
+        gc.collect()
+        gc.freeze()  # what is here now stays: later collections need not look at it
+        self._next_beat = self._loop.time()
+        self._beat()
+        try:
+            await self._link.run()
+        finally:
+            for listener in self._listeners:
+                listener.close()
+            self.root.close()
+
+    # --- serving ---
+    def _listen(self, address: str, service: Service) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.bind((address, service.port))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise LocalError(
+                    f"VIP {address} is not an address of this host: ip address add {address}/32 dev lo"
+                ) from None
+            if error.errno == errno.EADDRINUSE:
+                raise LocalError(f"{address}:{service.port} is in use by another process of this host") from None
+            raise LocalError(f"cannot listen on {address}:{service.port}: {error.strerror}") from None
+        self._listeners.append(listener)
+        self._loop.add_reader(listener.fileno(), self._accept, listener, service)
+
+    def _accept(self, listener: socket.socket, service: Service) -> None:
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                _log.warning("accept: %s", error)  # out of descriptors: the backlog waits for connections to end
+                return
+            sock.setblocking(False)
+            try:
+                snapshot = repair.read(sock)
+            except RepairError as error:
+                _log.warning("%s", error)
+                refuse_quietly(sock)
+                continue
+            local = sock.getsockname()
+            connection = FourTuple(
+                socket.inet_pton(sock.family, local[0]), local[1], socket.inet_pton(sock.family, peer[0]), peer[1]
+            )
+            live = LiveConnection(
+                self,
+                sock,
+                connection,
+                ByteStream(SequenceMap(snapshot.iss)),
+                TcpLayer(snapshot.tcp, self._loop.time(), self._loop.time),
+                PROTOCOLS[service.protocol].fresh(self.root),
+                snapshot.irs,
+                protected=service.protected,
+            )
+            self._connections[connection] = live
+            live.start()
+
+    # --- connection.Host ---
+    def wall_clock(self) -> int:
+        return time.time_ns()
+
+    def store(self, block: bytes, stored: Callable[[], None]) -> None:
+        self._link.store(block, stored)
+
+    def ended(self, connection: LiveConnection) -> None:
+        if self._connections.get(connection.connection) is connection:
+            del self._connections[connection.connection]
+        if not self._closed:
+            self._loop.call_soon(self._tell_closed)
+        self._closed.append(connection.connection.id)
+
+    def _tell_closed(self) -> None:
+        closed, self._closed = self._closed, []
+        if not closed:
+            return
+        self._link.send(messages.Closed(closed))
+
+    # --- heartbeat ---
+    def _beat(self) -> None:
+        now = self._loop.time()
+        lag = max(0.0, now - self._next_beat)
+        interval = self._configuration.detection.heartbeat / 1000
+        self._next_beat = now + interval
+        self._beats += 1
+        self._link.overdue(now)
+        if self._link.connected:
+            load = os.getloadavg()[0]
+            self._link.send(messages.Heartbeat(self._beats, len(self._connections), load, lag))
+        self._loop.call_at(self._next_beat, self._beat)
+
+    # --- controller_link.Orders ---
+    def hello(self) -> Hello:
+        return Hello(messages.PROTOCOL_VERSION, self.name, self.incarnation, self._mac, os.getpid())
+
+    def disconnected(self) -> None:
+        """Unready connections are of a state that may be old when the controller returns: it sends them again."""
+        for vip_owner in self._configuration.servers:
+            self._unready.forget(vip_owner.name, ())
+
+    def ordered(self, message: FromController) -> None:
+        if isinstance(message, messages.Welcome):
+            self.epoch = max(self.epoch, message.epoch)
+            for connection in self._connections.values():
+                connection.schedule_checkpoint()
+        elif isinstance(message, messages.Backup):
+            self._unready.build(message.owner, message.blocks)
+        elif isinstance(message, messages.Forget):
+            self._unready.forget(message.owner, message.connections)
+        elif isinstance(message, messages.Synchronised):
+            refused = sum(self._unready.refused.values())
+            self._link.send(messages.Prepared(message.owner, self._unready.count(message.owner), refused))
+        elif isinstance(message, messages.Resume):
+            self._resume(message)
+        elif isinstance(message, messages.AreYouThere):
+            self._link.send(messages.Here(message.nonce))
+        elif isinstance(message, messages.Refused):
+            self._refused(message)
+
+    def _refused(self, message: messages.Refused) -> None:
+        if message.sentence != self._refusal:  # said once, not at every try
+            _log.warning("controller: %s", message.sentence)
+            self._refusal = message.sentence
+        if message.fenced:
+            for takeover in list(self._takeovers.values()):
+                takeover.end()
+            self._takeovers.clear()
+            for connection in list(self._connections.values()):
+                connection.abandon()
+            self._closed.clear()  # they are not closed: another server has them
+            self.incarnation = time.time_ns()
+        self._link.disconnect()
+
+    # --- backup.Adopter ---
+    def _resume(self, order: messages.Resume) -> None:
+        self.epoch = max(self.epoch, order.epoch)
+        limit = self._configuration.detection.proof / 1000
+        takeover = Takeover(order.takeover, self, self, self._unready.take(order.owner), limit)
+        self._takeovers[order.takeover] = takeover
+        takeover.begin()
+
+    def adopt(self, connection: LiveConnection) -> None:
+        old = self._connections.get(connection.connection)
+        if old is not None:
+            old.abandon()
+        self._connections[connection.connection] = connection
+
+    def report(self, takeover: int, progress: Progress, waiting: int) -> None:
+        self._link.send(
+            messages.Resumed(
+                takeover,
+                progress.resumed,
+                progress.reset,
+                waiting,
+                progress.proved_us,
+                progress.resumed_us,
+                progress.recreate_us,
+            )
+        )
+        if waiting == 0:
+            self._takeovers.pop(takeover, None)
+
+
+def _mac_of(address: str) -> str:
+    """MAC of the interface that has the server's own address. Raises `LocalError` when none has."""
+    with IPRoute() as netlink:
+        for entry in netlink.get_addr():
+            if entry.get_attr("IFA_ADDRESS") == address:
+                (link,) = netlink.get_links(entry["index"])
+                mac = link.get_attr("IFLA_ADDRESS")
+                if mac:
+                    return str(mac).lower()
+    raise LocalError(f"the server's address {address} is not an address of this host")

@@ -1,0 +1,294 @@
+"""The backup's part: unready connections ahead of any failure, and a takeover when the controller says so.
+
+`UnreadySet` keeps, per owner, what was built from that owner's checkpoints (claim 14): the decoded block, the judge's
+expectation, the application in its unready state, the objects opened and compared. `Takeover` runs one takeover: prove,
+recreate, ready, resume (claims 1, 2, 12, 13). Nothing is sent to a client before `Takeover.begin`, which the agent
+calls only after the switch has fenced the old owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from dataplane import repair
+from dataplane.connection import Host, LiveConnection
+from dataplane.judge import Doubt, Expectation, Proof
+from dataplane.objects import ObjectMissing, OpenObject
+from dataplane.packet_socket import AnswerSocket, ProbeSocket
+from dataplane.prover import Key, Prover, Verdict, key_of, reset_segment
+from dataplane.sequence import Seq
+from dataplane.stack import Application, Registry, TcpLayer
+from dataplane.stream import ByteStream
+from state.datablock import DataBlock, Header
+from state.errors import CheckpointRefused, TakeoverError
+from state.messages import CLOSE_MARK
+from state.sections import STREAM, TCP, ObjectRef, StreamSection, TcpSection
+
+OBJECT_DIFFERS = "object differs at the backup"
+OBJECT_MISSING = "object missing at the backup"
+CLIENT_GONE = "client gone"
+NO_PROOF = "no proof from the client in time"
+NOT_RECREATED = "kernel refused the connection"
+CHECKPOINT_UNUSABLE = "checkpoint unusable"
+
+
+@dataclass(eq=False, slots=True)
+class Unready:
+    """One connection that could be taken over. `flaw` is why it could not, should that be known already."""
+
+    header: Header
+    tcp: TcpSection
+    stream: StreamSection
+    expected: Expectation
+    application: Application
+    objects: dict[str, OpenObject]
+    missing: set[str]
+    taken_at: float
+
+
+class UnreadySet:
+    """Unready connections by owner and connection id."""
+
+    def __init__(self, host: Host, registry: Registry, clock: Callable[[], float]) -> None:
+        self._host = host
+        self._registry = registry
+        self._clock = clock
+        self._owners: dict[str, dict[str, Unready]] = {}
+        self.refused: dict[str, int] = {}
+        """Blocks that could not be used, counted by the field that was wrong."""
+
+    def count(self, owner: str) -> int:
+        return len(self._owners.get(owner, ()))
+
+    def build(self, owner: str, blocks: Iterable[bytes]) -> None:
+        """Make or replace unready connections. A block that is refused is counted, and an older one stays."""
+        known = self._owners.setdefault(owner, {})
+        for data in blocks:
+            try:
+                block = DataBlock.decode(data)
+                unready = self._unready(block)
+            except CheckpointRefused as error:
+                self.refused[error.field] = self.refused.get(error.field, 0) + 1
+                continue
+            name = block.header.connection.id
+            old = known.get(name)
+            known[name] = unready
+            if old is not None:
+                self._release(old)
+
+    def _unready(self, block: DataBlock) -> Unready:
+        header = block.header
+        tcp = block.section(TCP, TcpSection)
+        stream = block.section(STREAM, StreamSection)
+        stream.check()
+        application = self._registry.kind(header.protocol).unready(self._host.root, block)
+        objects: dict[str, OpenObject] = {}
+        missing: set[str] = set()
+        for ref in stream.objects:
+            try:
+                objects[ref.identifier] = self._host.root.open(ref.identifier)
+            except ObjectMissing:
+                missing.add(ref.identifier)
+        expected = Expectation.of(header, tcp, stream)
+        return Unready(header, tcp, stream, expected, application, objects, missing, self._clock())
+
+    def forget(self, owner: str, connections: Iterable[str]) -> None:
+        """These ended; no names: all of the owner's."""
+        names = list(connections)
+        known = self._owners.get(owner, {})
+        for name in names or list(known):
+            unready = known.pop(name, None)
+            if unready is not None:
+                self._release(unready)
+
+    def take(self, owner: str) -> list[Unready]:
+        """Hand them over to a takeover."""
+        return list(self._owners.pop(owner, {}).values())
+
+    def _release(self, unready: Unready) -> None:
+        unready.application.ended()
+        for opened in unready.objects.values():
+            self._host.root.release(opened)
+
+
+@dataclass
+class Progress:
+    """What has been decided since the last report."""
+
+    resumed: list[str]
+    reset: list[tuple[str, str]]
+    proved_us: int = 0
+    resumed_us: int = 0
+    recreate_us: int = 0
+
+
+class Adopter(Protocol):
+    """Who owns connections from now on: the agent."""
+
+    def adopt(self, connection: LiveConnection) -> None: ...
+
+    def report(self, takeover: int, progress: Progress, waiting: int) -> None: ...
+
+
+class Takeover:
+    """One takeover on the backup, from the controller's word to the last connection's fate."""
+
+    def __init__(self, number: int, host: Host, adopter: Adopter, unready: list[Unready], proof_limit: float) -> None:
+        self._number = number
+        self._host = host
+        self._adopter = adopter
+        self._loop = asyncio.get_running_loop()
+        self._prover = Prover()
+        self._waiting: dict[Key, Unready] = {key_of(entry.expected): entry for entry in unready}
+        self._answers: dict[bytes, AnswerSocket] = {}
+        self._probes = ProbeSocket()
+        self._limit = proof_limit
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
+        self._began = 0.0
+        self._progress = Progress([], [])
+
+    def begin(self) -> None:
+        """The fence stands: probe every connection."""
+        self._began = time.perf_counter()
+        now = self._loop.time()
+        self._deadline = now + self._limit
+        for vip in {entry.header.connection.source for entry in self._waiting.values()}:
+            answers = self._answers[vip] = AnswerSocket(vip)
+            self._loop.add_reader(answers.fileno(), self._answered, answers)
+        for entry in self._waiting.values():
+            self._prover.add(entry.expected, now)
+        self._turn()
+
+    @property
+    def over(self) -> bool:
+        return not self._waiting
+
+    def _turn(self) -> None:
+        now = self._loop.time()
+        if now >= self._deadline:
+            for key, entry in list(self._waiting.items()):
+                self._prover.give_up(key)
+                self._reset(key, entry, None, NO_PROOF)
+        for packet in self._prover.probes(now):
+            self._probes.send(packet)
+        self._settle()
+        due = self._prover.deadline()
+        if self._timer is not None:
+            self._timer.cancel()
+        if due is not None and not self.over:
+            self._timer = self._loop.call_at(min(due, self._deadline), self._turn)
+
+    def _answered(self, answers: AnswerSocket) -> None:
+        now = self._loop.time()
+        for packet in answers.receive():
+            verdict = self._prover.receive(packet, now)
+            if verdict is not None:
+                self._decide(verdict)
+        self._settle()
+
+    def _decide(self, verdict: Verdict) -> None:
+        entry = self._waiting[verdict.key]
+        self._progress.proved_us = self._elapsed()
+        if isinstance(verdict.outcome, Doubt):
+            self._reset(verdict.key, entry, None, CLIENT_GONE)
+            return
+        proof = verdict.outcome
+        flaw = self._flaw(entry, proof)
+        if flaw is not None:
+            self._reset(verdict.key, entry, proof, flaw)
+            return
+        if entry.expected.closing and proof.position > entry.expected.end:
+            self._done(verdict.key, entry)  # the client has everything, and the FIN
+            self._release(entry)
+            return
+        try:
+            connection = self._recreate(entry, proof)
+        except TakeoverError:
+            self._reset(verdict.key, entry, proof, NOT_RECREATED)
+            return
+        self._adopter.adopt(connection)
+        connection.resume(proof.position)
+        self._done(verdict.key, entry)
+
+    def _flaw(self, entry: Unready, proof: Proof) -> str | None:
+        """Why the rest of the stream cannot be sent from here. What the client has already needs no object."""
+        for extent in entry.stream.extents:
+            if extent.object is None or extent.end <= proof.position:
+                continue
+            flaw = self._object_flaw(entry, entry.stream.objects[extent.object])
+            if flaw is not None:
+                return flaw
+        return None
+
+    def _object_flaw(self, entry: Unready, wanted: ObjectRef) -> str | None:
+        opened = entry.objects.get(wanted.identifier)
+        if opened is None:
+            return OBJECT_MISSING
+        return None if self._host.root.same(opened, wanted) else OBJECT_DIFFERS
+
+    def _recreate(self, entry: Unready, proof: Proof) -> LiveConnection:
+        header, began = entry.header, time.perf_counter()
+        sock = repair.recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt))
+        self._progress.recreate_us += int((time.perf_counter() - began) * 1e6)
+        tcp = entry.tcp
+        if tcp.timestamps:
+            tcp = TcpSection(
+                tcp.mss, tcp.snd_wscale, tcp.rcv_wscale, tcp.window_scaling, tcp.sack, True, proof.tsecr, tcp.wmax
+            )
+        return LiveConnection(
+            self._host,
+            sock,
+            header.connection,
+            ByteStream.resumed(header.iss, entry.stream, proof.position),
+            TcpLayer(tcp, self._loop.time(), self._loop.time),
+            entry.application,
+            Seq(header.irs),
+            serial=header.serial,
+            objects=list(entry.objects.values()),
+        )
+
+    def _reset(self, key: Key, entry: Unready, proof: Proof | None, reason: str) -> None:
+        if reason != CLIENT_GONE:
+            self._probes.send(reset_segment(entry.expected, proof, CLOSE_MARK))
+        self._waiting.pop(key)
+        self._release(entry)
+        self._progress.reset.append((entry.header.connection.id, reason))
+
+    def _release(self, entry: Unready) -> None:
+        entry.application.ended()
+        for opened in entry.objects.values():
+            self._host.root.release(opened)
+
+    def _done(self, key: Key, entry: Unready) -> None:
+        self._waiting.pop(key)
+        self._progress.resumed.append(entry.header.connection.id)
+        self._progress.resumed_us = self._elapsed()
+
+    def _elapsed(self) -> int:
+        return int((time.perf_counter() - self._began) * 1e6)
+
+    def _settle(self) -> None:
+        """Report what was decided; after the last connection, take the sockets away."""
+        if self._progress.resumed or self._progress.reset or self.over:
+            progress, self._progress = self._progress, Progress([], [])
+            self._adopter.report(self._number, progress, len(self._waiting))
+        if self.over:
+            self.end()
+
+    def end(self) -> None:
+        """Release the sockets; connections that still wait are forgotten without a word."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for answers in self._answers.values():
+            self._loop.remove_reader(answers.fileno())
+            answers.close()
+        self._answers.clear()
+        self._probes.close()
+        for entry in self._waiting.values():
+            self._release(entry)
+        self._waiting.clear()

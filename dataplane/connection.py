@@ -1,0 +1,349 @@
+"""A live connection: the shell that joins a socket, the byte stream and an application protocol.
+
+The kernel moves the bytes (`sendfile`); this code runs when input arrives, when the send buffer has room again, and
+when a checkpoint was stored. Orderly closing is marked, everything else is silent (see `repair.abandon`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from dataplane import repair
+from dataplane.objects import DocumentRoot, OpenObject
+from dataplane.sequence import Seq
+from dataplane.stack import Application, TcpLayer, make_block
+from dataplane.stream import ByteStream, Literal
+from state.datablock import FourTuple, Header
+from state.errors import CheckpointRefused
+from state.messages import CLOSE_MARK
+from state.sections import LIMIT_EXTENTS, ObjectRef
+
+_READ_BYTES = 64 * 1024
+_SENDFILE_BYTES = 512 * 1024
+"""At most so much per turn of the loop: about half a millisecond."""
+_LINGER = 30.0
+_LINGER_CHECK = 0.05
+_ABORT = struct.pack("ii", 1, 0)
+
+
+class Host(Protocol):
+    """What a connection needs of its agent."""
+
+    name: str
+    incarnation: int
+    epoch: int
+    root: DocumentRoot
+
+    def wall_clock(self) -> int: ...
+
+    def store(self, block: bytes, stored: Callable[[], None]) -> None:
+        """Keep a checkpoint; call `stored` when it is safe."""
+
+    def ended(self, connection: LiveConnection) -> None: ...
+
+
+class LiveConnection:
+    """One client's connection on its owner. Implements `stack.Stream` for its application."""
+
+    def __init__(
+        self,
+        host: Host,
+        sock: socket.socket,
+        connection: FourTuple,
+        stream: ByteStream,
+        tcp: TcpLayer,
+        application: Application,
+        irs: Seq,
+        *,
+        protected: bool = True,
+        serial: int = 0,
+        objects: list[OpenObject] | None = None,
+    ) -> None:
+        self.connection = connection
+        self.application = application
+        self.stream = stream
+        self._host = host
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._tcp = tcp
+        self._irs = irs
+        self._protected = protected
+        self._serial = serial
+        self._loop = asyncio.get_running_loop()
+        self._objects: dict[str, OpenObject] = {opened.ref.identifier: opened for opened in objects or ()}
+        self._checkpoint_scheduled = False
+        self._closing_stored = stream.closing
+        self._writing = False
+        self._shut = False
+        self._over = False
+        self._linger: asyncio.TimerHandle | None = None
+        self._linger_until = 0.0
+
+    # --- life ---
+    def start(self) -> None:
+        """A client was accepted."""
+        self._loop.add_reader(self._fd, self._readable)
+        self.application.opened(self)
+        self.schedule_checkpoint()
+
+    def resume(self, position: int) -> None:
+        """The connection was recreated here: ready, go on."""
+        if not self.stream.input_ended:
+            self._loop.add_reader(self._fd, self._readable)
+        self.application.ready(self, position)
+        self._pump()
+        self.schedule_checkpoint()
+
+    def abandon(self) -> None:
+        """Give the connection up without a word: another server has it."""
+        if self._over:
+            return
+        self._detach()
+        repair.abandon(self._sock)
+        self._finish()
+
+    def _detach(self) -> None:
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        if self._linger is not None:
+            self._linger.cancel()
+
+    def _finish(self) -> None:
+        self._over = True
+        self.application.ended()
+        for opened in self._objects.values():
+            self._host.root.release(opened)
+        self._objects.clear()
+        self._host.ended(self)
+
+    def _end(self) -> None:
+        """Close the socket; the kernel has nothing unmarked to say."""
+        if self._over:
+            return
+        self._detach()
+        with contextlib.suppress(OSError):  # already reset by the client
+            repair.mark_close(self._sock, CLOSE_MARK)
+        self._sock.close()
+        self._finish()
+
+    # --- input ---
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end()  # reset by the client, or the kernel gave up
+            return
+        stream = self.stream
+        if data:
+            stream.received += len(data)
+            if not stream.closing:
+                self.application.received(data)
+        else:
+            stream.input_ended = True
+            self._loop.remove_reader(self._fd)
+            if self._shut:
+                self._watch_tail()
+                return
+            if not stream.closing:
+                self.application.input_ended()
+        if not self._over:
+            self.schedule_checkpoint()
+
+    # --- output: what the application calls ---
+    def write(self, data: bytes) -> Seq:
+        seq = self.stream.map.literal(data)
+        self.schedule_checkpoint()
+        return seq
+
+    def send_object(self, opened: OpenObject, offset: int, length: int) -> Seq:
+        identifier = opened.ref.identifier
+        held = self._objects.get(identifier)
+        if held is not None and held is not opened:
+            if not self.stream.finished:
+                # Two versions of one file in one connection's flight: nothing in the map tells them apart.
+                self._host.root.release(opened)
+                self.reset()
+                return self.stream.map.seq(self.stream.map.end)
+            self._host.root.release(held)
+            held = None
+        if held is None:
+            self._objects[identifier] = opened
+            if not opened.ref.digest:
+                opened.digest_known.append(self._digest_known)
+        else:
+            self._host.root.release(opened)
+        seq = self.stream.map.object(opened.ref, offset, length)
+        self.schedule_checkpoint()
+        return seq
+
+    def seq_of(self, identifier: str, offset: int) -> Seq:
+        return self.stream.map.seq_of(identifier, offset)
+
+    def close(self) -> None:
+        self.stream.closing = True
+        self.schedule_checkpoint()
+
+    def reset(self) -> None:
+        if self._over:
+            return
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        self._end()
+
+    @property
+    def unsent(self) -> int:
+        return self.stream.map.end - self.stream.sent
+
+    def _digest_known(self, old: ObjectRef, new: ObjectRef) -> None:
+        if not self._over and self.stream.map.update_object(old, new):
+            self.schedule_checkpoint()
+
+    # --- checkpoints ---
+    def schedule_checkpoint(self) -> None:
+        """Make one checkpoint of all that changed in this turn of the loop."""
+        if not self._checkpoint_scheduled and not self._over:
+            self._checkpoint_scheduled = True
+            self._loop.call_soon(self._checkpoint)
+
+    def _checkpoint(self) -> None:
+        self._checkpoint_scheduled = False
+        if self._over:
+            return
+        end, closing = self.stream.map.end, self.stream.closing
+        if not self._protected:
+            self._stored(end, closing)
+            return
+        try:
+            block = self.block()
+        except CheckpointRefused:
+            self.reset()
+            return
+        except OSError:
+            self._end()
+            return
+        self._host.store(block, lambda: self._stored(end, closing))
+
+    def block(self) -> bytes:
+        """The checkpoint of this moment. Raises `CheckpointRefused` when it grew beyond its limits."""
+        stream = self.stream
+        stream.map.acknowledge(max(stream.map.acked, stream.sent - self._unacknowledged()))
+        if len(stream.map.extents) > LIMIT_EXTENTS:
+            raise CheckpointRefused("extents", "too many in flight")
+        self._serial += 1
+        identifier, first = stream.current_object()
+        header = Header(
+            server=self._host.name,
+            incarnation=self._host.incarnation,
+            epoch=self._host.epoch,
+            serial=self._serial,
+            time=self._host.wall_clock(),
+            connection=self.connection,
+            protocol=self.application.name,
+            # Plain integers: the codec knows no subclass of int.
+            iss=int(stream.map.iss),
+            irs=int(self._irs),
+            snd_una=int(stream.map.seq(stream.map.acked)),
+            snd_nxt=int(stream.map.seq(stream.sent)),
+            rcv_nxt=int(self._irs + 1 + stream.rcv_nxt_offset),
+            object=identifier,
+            object_first=int(first),
+        )
+        return make_block(header, (self._tcp, stream, self.application)).encode()
+
+    def _unacknowledged(self) -> int:
+        if self.stream.sent == self.stream.map.acked:
+            return 0
+        return repair.unacknowledged(self._sock)
+
+    def _stored(self, end: int, closing: bool) -> None:
+        if self._over:
+            return
+        self.stream.checkpointed(end)
+        self._closing_stored |= closing
+        if not self._writing:
+            self._pump()
+
+    # --- output: towards the kernel ---
+    def _pump(self) -> None:
+        stream, budget, sent_any = self.stream, _SENDFILE_BYTES, False
+        try:
+            while budget > 0:
+                chunk = stream.next()
+                if chunk is None:
+                    break
+                if isinstance(chunk, Literal):
+                    more = stream.sent + len(chunk.data) < stream.stored
+                    count = self._sock.send(chunk.data, socket.MSG_MORE if more else 0)
+                else:
+                    opened = self._objects[chunk.object.identifier]
+                    count = os.sendfile(self._fd, opened.fd, chunk.offset, min(chunk.length, budget))
+                    if count == 0:  # the file was cut short under our hands
+                        self.reset()
+                        return
+                budget -= count
+                sent_any = True
+                if stream.handed_over(count):
+                    self.schedule_checkpoint()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._end()
+            return
+        pending = stream.next() is not None
+        if pending and not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._fd, self._pump)
+        elif not pending and self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._fd)
+        if stream.finished:
+            if stream.closing:
+                if self._closing_stored and not self._shut:
+                    self._shut_down()
+            elif sent_any:
+                self.application.drained()
+
+    def _shut_down(self) -> None:
+        """All was said: FIN, with the mark. The checkpoint stays until the client has everything."""
+        self._shut = True
+        try:
+            repair.mark_close(self._sock, CLOSE_MARK)
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._end()
+            return
+        self._linger_until = self._loop.time() + _LINGER
+        if self.stream.input_ended:
+            self._watch_tail()
+        else:
+            self._linger = self._loop.call_later(_LINGER, self.reset)
+
+    def _watch_tail(self) -> None:
+        """Both sides have ended; the client may still be acknowledging. No event tells when it has."""
+        if self._linger is not None:
+            self._linger.cancel()
+        try:
+            left = repair.unacknowledged(self._sock)
+        except OSError:
+            left = 0
+        if left == 0:
+            self._end()
+        elif self._loop.time() >= self._linger_until:
+            self.reset()
+        else:
+            self._linger = self._loop.call_later(_LINGER_CHECK, self._watch_tail)
+
+
+def refuse_quietly(sock: socket.socket) -> None:
+    """A connection that could not be read at accept: abort it, marked, so that its client learns at once."""
+    with contextlib.suppress(OSError):
+        repair.mark_close(sock, CLOSE_MARK)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+    sock.close()

@@ -1,0 +1,158 @@
+"""The agent's connection to the controller: hello, checkpoints out, orders in; reconnects by itself.
+
+Checkpoints of one turn of the event loop travel in one `Store`. While there is no controller, or while one is too slow
+to answer (`STORE_LIMIT`), connections go on unprotected, which is counted: availability is worth more than a protection
+that nobody could provide then. After a reconnection the agent sends everything again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from state import messages
+from state.configuration import Address
+from state.errors import MessageRefused
+from state.messages import FromController, Hello, Message
+
+STORE_LIMIT = 0.25
+_RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Orders(Protocol):
+    """What the agent does with the controller's messages."""
+
+    def hello(self) -> Hello: ...
+
+    def ordered(self, message: FromController) -> None: ...
+
+    def disconnected(self) -> None: ...
+
+
+class ControllerLink(asyncio.Protocol):
+    """One agent's side. Use `run()` as a task; `send` and `store` never block."""
+
+    def __init__(self, address: Address, orders: Orders) -> None:
+        self._address = address
+        self._orders = orders
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._reader = messages.FrameReader(from_agent=False)
+        self._lost: asyncio.Future[bool] | None = None
+        self._welcome = False
+        self._blocks: list[bytes] = []
+        self._waiting: list[Callable[[], None]] = []
+        self._unstored: deque[tuple[int, float, list[Callable[[], None]]]] = deque()
+        self._number = 0
+        self.unprotected = 0
+        """Checkpoints that no controller stored in time."""
+
+    async def run(self) -> None:
+        """Connect, and connect again whenever the connection is lost. Ends only by cancellation."""
+        failures = 0
+        while True:
+            welcomed = False
+            try:
+                await self._loop.create_connection(lambda: self, self._address.host, self._address.port)
+            except OSError as error:
+                if failures == 0:
+                    _log.warning("controller %s: %s; trying again", self._address, error)
+            else:
+                self._lost = self._loop.create_future()
+                welcomed = await self._lost
+            failures = 0 if welcomed else failures + 1
+            await asyncio.sleep(min(_RETRY_FIRST * 2 ** min(failures, 10), _RETRY_LAST))
+
+    @property
+    def connected(self) -> bool:
+        return self._transport is not None and self._welcome
+
+    # --- asyncio.Protocol ---
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._reader = messages.FrameReader(from_agent=False)
+        self.send(self._orders.hello())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            received = self._reader.feed(data)
+        except MessageRefused as error:
+            _log.error("controller: %s", error)
+            self.disconnect()
+            return
+        for message in received:
+            if isinstance(message, messages.Stored):
+                self._stored(message.number)
+            else:
+                if isinstance(message, messages.Welcome):
+                    self._welcome = True
+                self._orders.ordered(message)  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        welcomed, self._welcome = self._welcome, False
+        self._transport = None
+        self._release(len(self._unstored))
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(welcomed)
+        self._orders.disconnected()
+
+    def disconnect(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- what the agent sends ---
+    def send(self, message: Message) -> None:
+        """Dropped when there is no connection: everything that matters is sent again after `Welcome`."""
+        if self._transport is not None:
+            self._transport.write(messages.encode(message))
+
+    def store(self, block: bytes, stored: Callable[[], None]) -> None:
+        """Have the block stored; `stored` is called once it is, or once nobody can."""
+        if not self.connected:
+            self.unprotected += 1
+            stored()
+            return
+        if not self._blocks:
+            self._loop.call_soon(self._flush)
+        self._blocks.append(block)
+        self._waiting.append(stored)
+
+    def _flush(self) -> None:
+        blocks, waiting = self._blocks, self._waiting
+        self._blocks, self._waiting = [], []
+        self._number += 1
+        self._unstored.append((self._number, self._loop.time(), waiting))
+        if self.connected:
+            self.send(messages.Store(self._number, blocks))
+        else:
+            self._release(len(self._unstored))
+
+    def _stored(self, number: int) -> None:
+        while self._unstored and self._unstored[0][0] <= number:
+            _call(self._unstored.popleft()[2])
+
+    def overdue(self, now: float) -> None:
+        """Let connections go on whose checkpoint was not stored within `STORE_LIMIT`."""
+        late = 0
+        for _, since, _ in self._unstored:
+            if now - since < STORE_LIMIT:
+                break
+            late += 1
+        self._release(late)
+
+    def _release(self, count: int) -> None:
+        for _ in range(count):
+            waiting = self._unstored.popleft()[2]
+            self.unprotected += len(waiting)
+            _call(waiting)
+
+
+def _call(callbacks: Iterable[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        callback()

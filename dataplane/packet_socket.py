@@ -1,0 +1,104 @@
+"""Raw packets, only while a takeover lasts: probes out, and the clients' answers in.
+
+Answers are taken with AF_PACKET behind a kernel filter (classic BPF), because the kernel has no socket for them yet.
+Outside a takeover no such socket exists, so that no packet costs anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+import threading
+
+ETH_P_IP = 0x0800
+ETH_P_IPV6 = 0x86DD
+_SO_ATTACH_FILTER = 26
+_SO_RCVBUFFORCE = 33
+_RECEIVE_BUFFER = 16 * 1024 * 1024
+_IPV6_HDRINCL = 36
+
+_Instruction = tuple[int, int, int, int]
+# linux/bpf_common.h
+_LD_B_ABS, _LD_H_ABS, _LD_W_ABS, _LDX_MSH, _LD_H_IND, _LD_B_IND = 0x30, 0x28, 0x20, 0xB1, 0x48, 0x50
+_JEQ, _JGE, _RSH, _AND, _RET = 0x15, 0x35, 0x74, 0x54, 0x06
+
+
+def _filter_ipv4(address: bytes) -> list[_Instruction]:
+    """Unfragmented TCP to `address` without payload-only segments: RST, or options beyond timestamps (SACK).
+
+    Offsets are from the IP header (SOCK_DGRAM). A segment passes when RST is set, or when its header is longer than 32
+    bytes, or when it is exactly 32 bytes long and its first option after two NOPs is SACK.
+    """
+    (word,) = struct.unpack("!I", address)
+    return [
+        (_LD_B_ABS, 0, 0, 9),
+        (_JEQ, 0, 13, socket.IPPROTO_TCP),
+        (_LD_W_ABS, 0, 0, 16),
+        (_JEQ, 0, 11, word),
+        (_LDX_MSH, 0, 0, 0),
+        (_LD_B_IND, 0, 0, 13),
+        (_AND, 0, 0, 0x04),
+        (_JEQ, 0, 6, 0),
+        (_LD_B_IND, 0, 0, 12),
+        (_RSH, 0, 0, 4),
+        (_JGE, 3, 0, 9),
+        (_JEQ, 0, 3, 8),
+        (_LD_B_IND, 0, 0, 22),
+        (_JEQ, 0, 1, 5),
+        (_RET, 0, 0, 0x40000),
+        (_RET, 0, 0, 0),
+    ]
+
+
+class AnswerSocket:
+    """Receives the packets that may be answers to probes, for one VIP, on every interface."""
+
+    def __init__(self, vip: bytes) -> None:
+        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        program = _filter_ipv4(vip)
+        code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+        buffer = ctypes.create_string_buffer(code)
+        self._sock.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program), ctypes.addressof(buffer))
+        )
+        # Bound to no interface: SOCK_DGRAM + sll_protocol alone, through bind on index 0.
+        self._sock.bind(("", ETH_P_IP))
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def receive(self, limit: int = 64) -> list[bytes]:
+        """Up to `limit` packets that are waiting, from the IP header on."""
+        packets: list[bytes] = []
+        try:
+            while len(packets) < limit:
+                packet, address = self._sock.recvfrom(2048)
+                if address[2] != socket.PACKET_OUTGOING:
+                    packets.append(packet)
+        except BlockingIOError:
+            pass
+        return packets
+
+    def close(self) -> None:
+        """On a thread: the kernel waits for its readers (synchronize_net), some 10 ms."""
+        threading.Thread(target=self._sock.close, name="answers-close", daemon=True).start()
+
+
+class ProbeSocket:
+    """Sends whole IP packets. It receives nothing (IPPROTO_RAW)."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+
+    def send(self, packet: bytes) -> bool:
+        """False when the kernel would not take it now; the next try comes anyway."""
+        try:
+            self._sock.sendto(packet, (socket.inet_ntoa(packet[16:20]), 0))
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._sock.close()

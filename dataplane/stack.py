@@ -1,0 +1,175 @@
+"""The protocol stack and its API for authors of servers (claims 2, 3, 11, 14, 22).
+
+A connection is a stack of layers: `tcp`, the byte `stream`, and an application protocol. To make a checkpoint the
+stack builds one data block and hands it down; **every layer appends its own section** (`Layer.checkpoint`).
+
+On a backup the same stack runs the other way. `Application.unready` builds an application from a data block long
+before any failure: it must not send anything. After a takeover, once the client's ACK has been compared with the
+checkpoint, every application is told `ready(stream, position)`, and sending goes on at exactly that byte: the stream
+already knows which object's byte it is.
+
+To write a protocol of one's own: subclass `Application`, register it with `Registry.add`, and keep two rules. All that
+the protocol must know after a takeover is in its section. All that it sends is planned through its `Stream`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from dataplane.objects import DocumentRoot, OpenObject
+from dataplane.sequence import Seq
+from state.datablock import DataBlock, FourTuple, Header
+from state.errors import CheckpointRefused
+from state.sections import TCP, ObjectRef, TcpSection
+
+
+class Layer(Protocol):
+    """Anything that has a part of a connection's state."""
+
+    def checkpoint(self, block: DataBlock) -> None:
+        """Append this layer's section to the block."""
+
+
+class Stream(Protocol):
+    """What an application may do with its connection. All positions are of the send direction."""
+
+    @property
+    def connection(self) -> FourTuple: ...
+
+    def write(self, data: bytes) -> Seq:
+        """Plan literal bytes. They are part of the checkpoint: keep them short. Returns their first sequence number."""
+
+    def send_object(self, opened: OpenObject, offset: int, length: int) -> Seq:
+        """Plan a run of an object's bytes. Returns the current or *future* sequence number of byte `offset`."""
+
+    def seq_of(self, identifier: str, offset: int) -> Seq:
+        """The sequence number that a byte of an object has or will have (claim 22). Raises `MapError`."""
+
+    def close(self) -> None:
+        """Close in good order once everything planned was sent."""
+
+    def reset(self) -> None:
+        """Abort: the client sees RST."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes planned and not yet handed to the kernel."""
+
+
+class Application(ABC):
+    """A protocol over one connection. Calls come from the agent's event loop; none may block."""
+
+    name: ClassVar[str]
+    """Application protocol as it stands in checkpoints, for example `http/1.1`."""
+
+    @abstractmethod
+    def opened(self, stream: Stream) -> None:
+        """A client connected."""
+
+    @abstractmethod
+    def received(self, data: bytes) -> None:
+        """Input, in order."""
+
+    @abstractmethod
+    def input_ended(self) -> None:
+        """The client will send nothing more (FIN); it may still read."""
+
+    @abstractmethod
+    def drained(self) -> None:
+        """Everything that was planned was handed to the kernel."""
+
+    @abstractmethod
+    def checkpoint(self, block: DataBlock) -> None:
+        """Append this protocol's section (claim 3)."""
+
+    @abstractmethod
+    def ready(self, stream: Stream, position: int) -> None:
+        """The connection was recreated here: the client has everything below `position` (claims 2, 12, 13).
+
+        Sending of what was planned goes on by itself; the application resumes its part: next requests, timers.
+        """
+
+    @abstractmethod
+    def ended(self) -> None:
+        """The connection is over, for whatever reason. Release what is held."""
+
+
+@dataclass(frozen=True)
+class ApplicationKind:
+    """How to make an application for a new connection, and how from a checkpoint (claim 14)."""
+
+    name: str
+    fresh: Callable[[DocumentRoot], Application]
+    unready: Callable[[DocumentRoot, DataBlock], Application]
+
+
+class Registry:
+    """The application protocols that a server knows, by the name that checkpoints and configuration use."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, ApplicationKind] = {}
+
+    def add(self, kind: ApplicationKind) -> None:
+        self._kinds[kind.name] = kind
+
+    def kind(self, name: str) -> ApplicationKind:
+        """Raises `CheckpointRefused` when this server does not know the protocol."""
+        try:
+            return self._kinds[name]
+        except KeyError:
+            raise CheckpointRefused("protocol", f"{name} is not known to this server") from None
+
+
+class TcpLayer:
+    """The kernel's part: constant after the handshake but for the clock of its timestamps."""
+
+    def __init__(self, section: TcpSection, taken_at: float, clock: Callable[[], float]) -> None:
+        self._section = section
+        self._taken_at = taken_at
+        self._clock = clock
+
+    @property
+    def section(self) -> TcpSection:
+        """With TSval as it is now (1 ms per tick)."""
+        if not self._section.timestamps:
+            return self._section
+        elapsed = int((self._clock() - self._taken_at) * 1000)
+        old = self._section
+        return TcpSection(
+            old.mss,
+            old.snd_wscale,
+            old.rcv_wscale,
+            old.window_scaling,
+            old.sack,
+            old.timestamps,
+            (old.tsval + elapsed) & 0xFFFF_FFFF,
+            old.wmax,
+        )
+
+    def checkpoint(self, block: DataBlock) -> None:
+        block.append(TCP, self.section)
+
+
+def make_block(header: Header, layers: tuple[Layer, ...]) -> DataBlock:
+    """One data block, handed down the stack so that every layer appends its section."""
+    block = DataBlock(header)
+    for layer in layers:
+        layer.checkpoint(block)
+    return block
+
+
+__all__ = [
+    "Application",
+    "ApplicationKind",
+    "DocumentRoot",
+    "Layer",
+    "ObjectRef",
+    "OpenObject",
+    "Registry",
+    "Stream",
+    "TcpLayer",
+    "make_block",
+]

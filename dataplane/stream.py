@@ -1,0 +1,118 @@
+"""One connection's byte stream, without its socket: what may be sent now, and what a checkpoint says of it.
+
+The application plans bytes (`write`, `send_object`); a checkpoint that covers them is made; once it is *stored*, and
+not before, they may go to the kernel. So a client can never acknowledge a byte of an object that the shared state does
+not know (invariant 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataplane.sequence import Seq
+from dataplane.sequence_map import SequenceMap
+from state.datablock import DataBlock
+from state.sections import STREAM, ObjectRef, StreamSection
+
+REFRESH_BYTES = 1 << 30
+"""A new checkpoint at the latest after this many bytes: an ACK must stay within 2**31 of the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """Send these bytes next."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Send up to `length` bytes of the object, from `offset`, next."""
+
+    object: ObjectRef
+    offset: int
+    length: int
+
+
+class ByteStream:
+    """The layer between TCP and the application. `map` plans the output; input is only counted."""
+
+    name = STREAM
+
+    def __init__(self, map_: SequenceMap) -> None:
+        self.map = map_
+        self.sent = map_.acked
+        self.stored = map_.acked
+        """Up to here a stored checkpoint covers the stream."""
+        self.received = 0
+        self.input_ended = False
+        self.closing = False
+        self._refresh_at = self.sent + REFRESH_BYTES
+
+    @classmethod
+    def resumed(cls, iss: int, section: StreamSection, position: int) -> ByteStream:
+        """The stream of a checkpoint, at the position that the client has proven."""
+        stream = cls(SequenceMap.restored(iss, section.acked, section.objects, section.extents))
+        stream.map.acknowledge(min(position, stream.map.end))
+        stream.sent = min(position, stream.map.end)
+        stream.stored = stream.map.end  # the old owner's checkpoint covers it all
+        stream.received = section.received
+        stream.input_ended = section.input_ended
+        stream.closing = section.closing
+        stream._refresh_at = stream.sent + REFRESH_BYTES
+        return stream
+
+    def next(self) -> Literal | Run | None:
+        """What to hand to the kernel next; None when there is nothing, or nothing that is stored yet."""
+        if self.sent >= self.stored:
+            return None
+        location = self.map.locate(self.sent)
+        if location is None:
+            return None
+        length = min(location.extent.end, self.stored) - self.sent
+        if location.object is None:
+            assert location.extent.literal is not None
+            return Literal(location.extent.literal[location.into : location.into + length])
+        return Run(location.object, location.offset, length)
+
+    def handed_over(self, count: int) -> bool:
+        """The kernel took `count` bytes. True when the checkpoint has grown old and must be made again."""
+        self.sent += count
+        if self.sent >= self._refresh_at:
+            self._refresh_at = self.sent + REFRESH_BYTES
+            return True
+        return False
+
+    def checkpointed(self, position: int) -> None:
+        """A checkpoint covering everything below `position` is stored."""
+        self.stored = max(self.stored, position)
+
+    @property
+    def finished(self) -> bool:
+        """Everything planned was handed to the kernel."""
+        return self.sent == self.map.end
+
+    @property
+    def rcv_nxt_offset(self) -> int:
+        """RCV.NXT - IRS - 1: the client's FIN counts as one."""
+        return self.received + self.input_ended
+
+    def checkpoint(self, block: DataBlock) -> None:
+        """Append this layer's section (claim 3)."""
+        block.append(
+            STREAM,
+            StreamSection(
+                acked=self.map.acked,
+                sent=self.sent,
+                received=self.received,
+                input_ended=self.input_ended,
+                closing=self.closing,
+                objects=self.map.objects,
+                extents=self.map.extents,
+            ),
+        )
+
+    def current_object(self) -> tuple[str, Seq]:
+        """Identifier and first sequence number for the checkpoint's header: the last object planned, if any."""
+        found = self.map.current_object(self.map.end)
+        return (found[0].identifier, found[1]) if found is not None else ("", Seq(0))

@@ -1,0 +1,370 @@
+"""The configuration: one YAML file for controller and agents, checked as a whole.
+
+Every problem is found in one pass and named with its line and its path (`example.yaml:12: servers[1].address: ...`).
+Nothing is started from a file that has any.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from state.errors import ConfigurationError
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+_MAC = re.compile(r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")
+PROTOCOLS = ("http",)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Host and port to listen on or to connect to."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Switch:
+    bridge: str
+    listen: Address
+
+
+@dataclass(frozen=True)
+class Service:
+    port: int
+    protocol: str
+    protected: bool = True
+
+
+@dataclass(frozen=True)
+class Vip:
+    address: str
+    mac: str
+    services: tuple[Service, ...]
+    affinity: str = "connection"
+    slots: int = 64
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    address: str
+    port: str
+    backups: tuple[str, ...]
+    docroot: str
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Milliseconds. A server is hung when its loop was silent for `timeout`."""
+
+    heartbeat: int = 20
+    timeout: int = 100
+    proof: int = 2000
+    """How long a connection may stay unready after a takeover before it is reset."""
+
+
+@dataclass(frozen=True)
+class Api:
+    listen: Address = Address("127.0.0.1", 8080)
+    token_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    switch: Switch
+    agents: Address
+    """Where agents connect to the controller."""
+    vips: tuple[Vip, ...]
+    servers: tuple[Server, ...]
+    state: str
+    detection: Detection = field(default_factory=Detection)
+    api: Api = field(default_factory=Api)
+
+    def server(self, name: str) -> Server | None:
+        return next((server for server in self.servers if server.name == name), None)
+
+
+class _Checker:
+    """Walks YAML nodes, which know their lines, and collects problems instead of stopping at the first."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[str] = []
+
+    def problem(self, node: yaml.Node | None, path: str, sentence: str) -> None:
+        line = f":{node.start_mark.line + 1}" if node is not None else ""
+        self.problems.append(f"{self.file}{line}: {path}: {sentence}")
+
+    def mapping(
+        self, node: yaml.Node | None, path: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
+    ) -> dict[str, yaml.Node]:
+        if not isinstance(node, yaml.MappingNode):
+            self.problem(node, path, "must be a mapping")
+            return {}
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            if name not in required + optional:
+                known = ", ".join(required + optional)
+                self.problem(key, f"{path}.{name}".lstrip("."), f"unknown field; known are {known}")
+            elif name in found:
+                self.problem(key, f"{path}.{name}".lstrip("."), "given twice")
+            found[name] = value
+        for name in required:
+            if name not in found:
+                self.problem(node, f"{path}.{name}".lstrip("."), "missing")
+        return found
+
+    def sequence(self, node: yaml.Node | None, path: str) -> list[yaml.Node]:
+        if node is None:
+            return []
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            self.problem(node, path, "must be a list with at least one entry")
+            return []
+        return list(node.value)
+
+    def text(self, node: yaml.Node | None, path: str, valid: Callable[[str], object], what: str) -> str:
+        """The scalar as text; `valid` returns false or raises ValueError when it is not `what`."""
+        if node is None:
+            return ""
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                if valid(node.value):
+                    return str(node.value)
+            except ValueError:
+                pass
+            self.problem(node, path, f"{node.value!r} is not {what}")
+        else:
+            self.problem(node, path, f"must be {what}")
+        return ""
+
+    def integer(self, node: yaml.Node | None, path: str, low: int, high: int, default: int) -> int:
+        if node is None:
+            return default
+        text = self.text(node, path, lambda value: low <= int(value) <= high, f"a number from {low} to {high}")
+        return int(text) if text else default
+
+    def boolean(self, node: yaml.Node | None, path: str, default: bool) -> bool:
+        if node is None:
+            return default
+        return self.text(node, path, lambda value: value in ("true", "false"), "true or false") == "true"
+
+    def listen(self, node: yaml.Node | None, path: str, default: Address | None = None) -> Address:
+        if node is None:
+            return default or Address("", 0)
+        text = self.text(node, path, _split_listen, "ADDRESS:PORT")
+        return _split_listen(text) if text else Address("", 0)
+
+
+def _split_listen(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    ipaddress.ip_address(host)
+    if not 1 <= int(port) <= 65535:
+        raise ValueError(port)
+    return Address(host, int(port))
+
+
+def _is_name(text: str) -> bool:
+    return bool(_NAME.match(text))
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/")
+
+
+def _is_bridge(text: str) -> bool:
+    return _is_name(text) and len(text) <= 15
+
+
+def load(path: str | Path) -> Configuration:
+    """Read and check a file. Raises `ConfigurationError` with every problem in it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError([f"{path}: cannot be read: {error}"]) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, file: str = "configuration") -> Configuration:
+    """The same for text that is already here; `file` is the name used in problems."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise ConfigurationError([f"{file}{line}: not YAML: {getattr(error, 'problem', error)}"]) from None
+    check = _Checker(file)
+    top = check.mapping(root, "", ("switch", "agents", "vips", "servers", "state"), ("detection", "api"))
+    configuration = Configuration(
+        switch=_switch(check, top.get("switch")),
+        agents=_agents(check, top.get("agents")),
+        vips=tuple(_vip(check, node, f"vips[{i}]") for i, node in enumerate(check.sequence(top.get("vips"), "vips"))),
+        servers=_servers(check, top.get("servers")),
+        state=_state(check, top.get("state")),
+        detection=_detection(check, top.get("detection")),
+        api=_api(check, top.get("api")),
+    )
+    if top:
+        _check_together(check, top, configuration)
+    if check.problems:
+        raise ConfigurationError(check.problems)
+    return configuration
+
+
+def _switch(check: _Checker, node: yaml.Node | None) -> Switch:
+    if node is None:
+        return Switch("", Address("", 0))
+    fields = check.mapping(node, "switch", ("bridge", "listen"))
+    bridge = check.text(
+        fields.get("bridge"), "switch.bridge", _is_bridge, "a bridge's name (at most 15 letters and digits)"
+    )
+    return Switch(bridge, check.listen(fields.get("listen"), "switch.listen"))
+
+
+def _agents(check: _Checker, node: yaml.Node | None) -> Address:
+    if node is None:
+        return Address("", 0)
+    fields = check.mapping(node, "agents", ("listen",))
+    return check.listen(fields.get("listen"), "agents.listen")
+
+
+def _vip(check: _Checker, node: yaml.Node, path: str) -> Vip:
+    fields = check.mapping(node, path, ("address", "services"), ("mac", "affinity", "slots"))
+    services = []
+    for i, entry in enumerate(check.sequence(fields.get("services"), f"{path}.services")):
+        place = f"{path}.services[{i}]"
+        service = check.mapping(entry, place, ("port", "protocol"), ("protected",))
+        services.append(
+            Service(
+                check.integer(service.get("port"), f"{place}.port", 1, 65535, 0),
+                check.text(
+                    service.get("protocol"),
+                    f"{place}.protocol",
+                    PROTOCOLS.__contains__,
+                    f"a protocol; known are {', '.join(PROTOCOLS)}",
+                ),
+                check.boolean(service.get("protected"), f"{place}.protected", True),
+            )
+        )
+    ports = [service.port for service in services if service.port]
+    if len(set(ports)) != len(ports):
+        check.problem(fields.get("services"), f"{path}.services", "a port appears twice")
+    slots = check.integer(fields.get("slots"), f"{path}.slots", 1, 256, 64)
+    if slots & (slots - 1):
+        check.problem(fields.get("slots"), f"{path}.slots", f"{slots} is not a power of two")
+    address = check.text(fields.get("address"), f"{path}.address", ipaddress.ip_address, "an IP address")
+    mac = fields.get("mac")
+    return Vip(
+        address=address,
+        mac=check.text(mac, f"{path}.mac", _MAC.match, "a MAC address like 02:00:00:00:01:00")
+        if mac is not None
+        else _vip_mac(address),
+        services=tuple(services),
+        affinity=check.text(
+            fields.get("affinity"), f"{path}.affinity", ("connection", "client").__contains__, "connection or client"
+        )
+        or "connection",
+        slots=slots,
+    )
+
+
+def _vip_mac(address: str) -> str:
+    """A locally administered MAC made of the address, so that it is the same at every start."""
+    if not address:
+        return "02:00:00:00:00:00"
+    tail = ipaddress.ip_address(address).packed[-4:]
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x7A, *tail))
+
+
+def _servers(check: _Checker, node: yaml.Node | None) -> tuple[Server, ...]:
+    servers: list[Server] = []
+    entries = check.sequence(node, "servers")
+    for i, entry in enumerate(entries):
+        place = f"servers[{i}]"
+        fields = check.mapping(entry, place, ("name", "address", "port", "docroot"), ("backups",))
+        backups = fields.get("backups")
+        names = check.sequence(backups, f"{place}.backups") if backups is not None else []
+        servers.append(
+            Server(
+                name=check.text(fields.get("name"), f"{place}.name", _is_name, "a server's name"),
+                address=check.text(fields.get("address"), f"{place}.address", ipaddress.ip_address, "an IP address"),
+                port=check.text(fields.get("port"), f"{place}.port", _is_name, "a switch port's name"),
+                backups=tuple(check.text(n, f"{place}.backups", _is_name, "a server's name") for n in names),
+                docroot=check.text(fields.get("docroot"), f"{place}.docroot", _is_path, "an absolute path"),
+            )
+        )
+    for attribute in ("name", "address", "port"):
+        seen: set[str] = set()
+        for i, server in enumerate(servers):
+            value = getattr(server, attribute)
+            if value and value in seen:
+                check.problem(entries[i], f"servers[{i}].{attribute}", f"{value} is used twice")
+            seen.add(value)
+    known = {server.name for server in servers}
+    for i, server in enumerate(servers):
+        for backup in server.backups:
+            if backup and (backup not in known or backup == server.name):
+                sentence = "is not another server of this file"
+                check.problem(entries[i], f"servers[{i}].backups", f"{backup} {sentence}")
+    return tuple(servers)
+
+
+def _state(check: _Checker, node: yaml.Node | None) -> str:
+    if node is None:
+        return ""
+    fields = check.mapping(node, "state", ("embedded",))
+    return check.text(fields.get("embedded"), "state.embedded", _is_path, "an absolute path")
+
+
+def _detection(check: _Checker, node: yaml.Node | None) -> Detection:
+    if node is None:
+        return Detection()
+    fields = check.mapping(node, "detection", (), ("heartbeat_ms", "timeout_ms", "proof_ms"))
+    detection = Detection(
+        check.integer(fields.get("heartbeat_ms"), "detection.heartbeat_ms", 1, 10_000, 20),
+        check.integer(fields.get("timeout_ms"), "detection.timeout_ms", 2, 60_000, 100),
+        check.integer(fields.get("proof_ms"), "detection.proof_ms", 100, 60_000, 2000),
+    )
+    if detection.timeout < 2 * detection.heartbeat:
+        check.problem(node, "detection.timeout_ms", "must be at least two heartbeats")
+    return detection
+
+
+def _api(check: _Checker, node: yaml.Node | None) -> Api:
+    if node is None:
+        return Api()
+    fields = check.mapping(node, "api", (), ("listen", "token_file"))
+    token_file = fields.get("token_file")
+    return Api(
+        check.listen(fields.get("listen"), "api.listen", Address("127.0.0.1", 8080)),
+        check.text(token_file, "api.token_file", _is_path, "an absolute path") if token_file is not None else None,
+    )
+
+
+def _check_together(check: _Checker, top: dict[str, yaml.Node], configuration: Configuration) -> None:
+    """What no single field can say."""
+    families = {ipaddress.ip_address(s.address).version for s in configuration.servers if s.address}
+    seen: set[str] = set()
+    for i, vip in enumerate(configuration.vips):
+        if not vip.address:
+            continue
+        if vip.address in seen:
+            check.problem(top.get("vips"), f"vips[{i}].address", f"{vip.address} is used twice")
+        seen.add(vip.address)
+        if configuration.servers and ipaddress.ip_address(vip.address).version not in families:
+            check.problem(
+                top.get("vips"), f"vips[{i}].address", f"no server can serve {vip.address}: none is of its family"
+            )
+        if any(vip.address == server.address for server in configuration.servers):
+            check.problem(top.get("vips"), f"vips[{i}].address", "is also a server's own address")

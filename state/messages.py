@@ -1,0 +1,190 @@
+"""What controller and agents say to each other, over one TCP connection per agent.
+
+A frame is a length (4 bytes, big endian) and a MessagePack array whose first element names the message. Decoding is
+strict: an unknown message, a wrong type, an extra field or a frame above the limit ends the connection with a reason.
+Messages are in order and nothing is repeated; a connection that breaks starts afresh with `Hello`, after which the
+agent sends all its checkpoints again.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from state.datablock import Name, UInt63
+from state.errors import MessageRefused
+
+PROTOCOL_VERSION = 1
+CLOSE_MARK = 43
+"""The close mark: a DSCP value of the pool for local use (RFC 2474 section 6) that a server puts on a connection just
+before it closes it in good order. The switch lets no other FIN or RST of a protected service out, and strips it."""
+LIMIT_FRAME = 4 * 1024 * 1024
+_LENGTH = struct.Struct("!I")
+
+Text = Annotated[str, Meta(max_length=4096)]
+ConnectionId = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=True):
+    """Base of all messages."""
+
+
+# --- from an agent ---
+class Hello(Message):
+    """The first message. `mac` is where the switch sends the VIP's frames for this server."""
+
+    version: int
+    server: Name
+    incarnation: UInt63
+    mac: Annotated[str, Meta(pattern="^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+    pid: int
+
+
+class Store(Message):
+    """Keep these data blocks; answered by `Stored` with the same number once they are safe."""
+
+    number: UInt63
+    blocks: list[bytes]
+
+
+class Closed(Message):
+    """These connections ended in good order."""
+
+    connections: list[ConnectionId]
+
+
+class Heartbeat(Message):
+    """From the very loop that serves. `lag` is how late that loop was in the last interval, in seconds."""
+
+    number: UInt63
+    connections: int
+    load: float
+    lag: float
+
+
+class Here(Message):
+    """Answer to `AreYouThere`."""
+
+    nonce: UInt63
+
+
+class Prepared(Message):
+    """All of a synchronisation's blocks were taken: this many unready connections, and what was refused."""
+
+    owner: Name
+    unready: int
+    refused: int
+
+
+class Resumed(Message):
+    """Connections of a takeover whose fate was decided, in the order decided. `reset` are (connection, reason).
+
+    Times are microseconds: since `Resume` was received, until the first and the last client had proven itself
+    (`proved_us`) and until the last connection was recreated and its protocol told *ready* (`resumed_us`).
+    """
+
+    takeover: UInt63
+    resumed: list[ConnectionId]
+    reset: list[tuple[ConnectionId, Text]]
+    waiting: int
+    proved_us: int
+    resumed_us: int
+    recreate_us: int
+    """Microseconds spent in the kernel's recreating alone, summed over the connections of this report."""
+
+
+# --- from the controller ---
+class Welcome(Message):
+    epoch: UInt63
+
+
+class Refused(Message):
+    """The agent may not take part, or no longer: it was fenced, or its name is unknown. The connection ends."""
+
+    sentence: Text
+    fenced: bool
+
+
+class Stored(Message):
+    number: UInt63
+
+
+class Backup(Message):
+    """Blocks of another server's connections: build unready connections from them (claim 14)."""
+
+    owner: Name
+    blocks: list[bytes]
+
+
+class Forget(Message):
+    """Unready connections that are no longer needed. An empty list: all of that owner's."""
+
+    owner: Name
+    connections: list[ConnectionId]
+
+
+class Synchronised(Message):
+    """Every checkpoint of `owner` that the controller has was sent; answer with `Prepared`."""
+
+    owner: Name
+
+
+class Resume(Message):
+    """The fence and the steering are done: prove, recreate and resume the unready connections of `owner`."""
+
+    takeover: UInt63
+    owner: Name
+    epoch: UInt63
+
+
+class AreYouThere(Message):
+    """Is the process alive? A FIN or RST of its without the close mark waits at the controller."""
+
+    nonce: UInt63
+
+
+FromAgent = Hello | Store | Closed | Heartbeat | Here | Prepared | Resumed
+FromController = Welcome | Refused | Stored | Backup | Forget | Synchronised | Resume | AreYouThere
+
+_encoder = msgspec.msgpack.Encoder()
+_from_agent = msgspec.msgpack.Decoder(FromAgent)
+_from_controller = msgspec.msgpack.Decoder(FromController)
+
+
+def encode(message: Message) -> bytes:
+    """The message's frame."""
+    payload = _encoder.encode(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts a byte stream into messages. `from_agent` says which side's messages are expected."""
+
+    def __init__(self, *, from_agent: bool) -> None:
+        self._buffer = bytearray()
+        self._decoder: msgspec.msgpack.Decoder[FromAgent] | msgspec.msgpack.Decoder[FromController]
+        self._decoder = _from_agent if from_agent else _from_controller
+
+    def feed(self, data: bytes) -> list[FromAgent | FromController]:
+        """The messages that are complete after `data`. Raises `MessageRefused`; the stream is then unusable."""
+        buffer = self._buffer
+        buffer += data
+        messages: list[FromAgent | FromController] = []
+        start = 0
+        while len(buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            if length > LIMIT_FRAME:
+                raise MessageRefused(f"a frame of {length} bytes exceeds the limit of {LIMIT_FRAME}")
+            end = start + _LENGTH.size + length
+            if len(buffer) < end:
+                break
+            try:
+                messages.append(self._decoder.decode(buffer[start + _LENGTH.size : end]))
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise MessageRefused(f"malformed message: {error}") from None
+            start = end
+        del buffer[:start]
+        return messages

@@ -1,0 +1,113 @@
+"""The sections that the stack's own layers append to a data block: `tcp` and `stream`.
+
+`tcp` is what the kernel needs to recreate the connection. `stream` says what the bytes of the connection *are*: a list
+of extents, each either literal bytes or a run of an object's bytes, in the order in which they are sent. With it, any
+acknowledgement number is a position in an object (claims 12, 22).
+
+Positions count bytes of the stream from the first byte after the SYN, in 63 bits, so that they do not wrap; the
+sequence number of position p is (ISS + 1 + p) mod 2**32.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from state.datablock import UInt32, UInt63
+from state.errors import CheckpointRefused
+
+TCP = "tcp"
+STREAM = "stream"
+LIMIT_EXTENTS = 256
+
+
+class TcpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What recreating needs beside sequence numbers."""
+
+    mss: Annotated[int, Meta(ge=1, le=65535)]
+    """The client's MSS as clamped by the kernel at the handshake (RFC 9293 section 3.7.1)."""
+    snd_wscale: Annotated[int, Meta(ge=0, le=14)]
+    """Shift that the client announced for its window (RFC 7323)."""
+    rcv_wscale: Annotated[int, Meta(ge=0, le=14)]
+    """Shift that this side announced."""
+    window_scaling: bool
+    sack: bool
+    timestamps: bool
+    tsval: UInt32
+    """This side's TSval when the block was made, in its own clock of 1 ms ticks; 0 without timestamps."""
+    wmax: UInt32
+    """Largest window that the client may be assumed to offer, in bytes."""
+
+
+class ObjectRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An object and what makes another copy of it *the same*.
+
+    `digest` is SHA-256 of the content, empty while the owner has not finished computing it; then size and
+    modification time must both agree to the nanosecond.
+    """
+
+    identifier: Annotated[str, Meta(min_length=1, max_length=4096)]
+    size: UInt63
+    mtime_ns: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    digest: Annotated[bytes, Meta(max_length=32)]
+
+
+class Extent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`length` bytes of the stream from `position`: `literal`, or bytes of object number `object` from `offset`."""
+
+    position: UInt63
+    length: Annotated[int, Meta(ge=1, le=2**62)]
+    literal: bytes | None = None
+    object: Annotated[int, Meta(ge=0, lt=LIMIT_EXTENTS)] | None = None
+    offset: UInt63 = 0
+
+    @property
+    def end(self) -> int:
+        return self.position + self.length
+
+
+class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Both directions of the byte stream."""
+
+    acked: UInt63
+    """Position up to which the client had acknowledged when the block was made. Extents start here or below."""
+    sent: UInt63
+    """Position up to which bytes were handed to the kernel."""
+    received: UInt63
+    """Bytes of input that the application read."""
+    input_ended: bool
+    """The client's FIN was seen (it occupies the sequence number after the last byte of input)."""
+    closing: bool
+    """This side sends FIN after the last extent."""
+    objects: Annotated[list[ObjectRef], Meta(max_length=LIMIT_EXTENTS)]
+    extents: Annotated[list[Extent], Meta(max_length=LIMIT_EXTENTS)]
+
+    @property
+    def end(self) -> int:
+        """Position after the last byte that is planned; `sent` or more."""
+        return self.extents[-1].end if self.extents else self.acked
+
+    def check(self) -> None:
+        """Raises `CheckpointRefused` where the section contradicts itself."""
+        if self.acked > self.sent:
+            raise CheckpointRefused("acked", "lies beyond sent")
+        if self.sent > self.end:
+            raise CheckpointRefused("sent", "lies beyond the last extent")
+        if self.extents and self.extents[0].position > self.acked:
+            raise CheckpointRefused("extents", "bytes that were not acknowledged have no extent")
+        expected = self.extents[0].position if self.extents else 0
+        for extent in self.extents:
+            if extent.position != expected:
+                raise CheckpointRefused("extents", "not contiguous")
+            expected = extent.end
+            if (extent.literal is None) == (extent.object is None):
+                raise CheckpointRefused("extents", "an extent is either literal or of an object")
+            if extent.literal is not None and len(extent.literal) != extent.length:
+                raise CheckpointRefused("extents", "literal bytes differ from their length")
+            if extent.object is not None:
+                if extent.object >= len(self.objects):
+                    raise CheckpointRefused("objects", "an extent names an object that is not listed")
+                if extent.offset + extent.length > self.objects[extent.object].size:
+                    raise CheckpointRefused("offset", "the object is shorter than its offset")

@@ -1,0 +1,108 @@
+"""`takeover lab up|exec|fail|heal|status|down`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from topologies.record import LabError, Record
+
+HOWS = ("kill", "hang", "power", "link")
+
+
+def add(commands: Any) -> None:
+    """Register the commands below `takeover lab`."""
+    lab = commands.add_parser("lab", help="a lab on this machine: servers, clients, switch, controller")
+    actions = lab.add_subparsers(required=True, metavar="ACTION")
+    up = actions.add_parser("up", help="make the lab; returns when it is ready")
+    up.add_argument("--servers", type=int, default=2)
+    up.add_argument("--clients", type=int, default=1)
+    up.add_argument("--config", metavar="FILE", help="a configuration of your own instead of the lab's")
+    up.add_argument("--docroot", metavar="DIR", help="serve these files instead of the lab's")
+    up.add_argument("--state", default="embedded", help="where checkpoints are kept: embedded")
+    up.set_defaults(run=_up)
+    execute = actions.add_parser("exec", help="run a command in a host", usage="takeover lab exec HOST -- COMMAND...")
+    execute.add_argument("host")
+    execute.add_argument("command", nargs=argparse.REMAINDER)
+    execute.set_defaults(run=_exec)
+    fail = actions.add_parser("fail", help="make a server or the controller fail")
+    fail.add_argument("name")
+    fail.add_argument("--how", choices=HOWS, default="kill")
+    fail.set_defaults(run=_fail)
+    heal = actions.add_parser("heal", help="undo a failure")
+    heal.add_argument("name")
+    heal.set_defaults(run=_heal)
+    status = actions.add_parser("status", help="what runs")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(run=_status)
+    down = actions.add_parser("down", help="remove the lab, whatever is left of it")
+    down.set_defaults(run=_down)
+
+
+def _up(chosen: argparse.Namespace) -> int:
+    from topologies import holder
+
+    absolute = {name: os.path.abspath(path) for name in ("config", "docroot") if (path := getattr(chosen, name))}
+    options = {"servers": chosen.servers, "clients": chosen.clients, "state": chosen.state, **absolute}
+    holder.start(options)
+    return 0
+
+
+def _exec(chosen: argparse.Namespace) -> int:
+    command = chosen.command[1:] if chosen.command[:1] == ["--"] else chosen.command
+    if not command:
+        raise LabError("no command: takeover lab exec HOST -- COMMAND...")
+    record = Record.load()
+    if record is None:
+        raise LabError("no lab is up: takeover lab up makes one")
+    pid = record.hosts.get(chosen.host)
+    if pid is None:
+        raise LabError(f"there is no host {chosen.host}; there are {', '.join(record.hosts)}")
+    try:
+        # The command takes this process's place: its streams, signals and exit status are the caller's.
+        os.execvp("mnexec", ["mnexec", "-a", str(pid), *command])
+    except OSError as error:
+        raise LabError(f"mnexec: {error.strerror}") from None
+
+
+def _fail(chosen: argparse.Namespace) -> int:
+    from topologies import holder
+
+    holder.ask({"do": "fail", "name": chosen.name, "how": chosen.how})
+    return 0
+
+
+def _heal(chosen: argparse.Namespace) -> int:
+    from topologies import holder
+
+    holder.ask({"do": "heal", "name": chosen.name})
+    return 0
+
+
+def _status(chosen: argparse.Namespace) -> int:
+    from topologies import holder
+
+    status = holder.ask({"do": "status"})
+    if chosen.json:
+        print(json.dumps(status, indent=2))
+        return 0
+    print(f"hosts    {' '.join(status['hosts'])}")
+    print("running  " + ", ".join(f"{name} (pid {pid})" for name, pid in status["processes"].items()))
+    print("failed   " + (", ".join(f"{name} ({how})" for name, how in status["failed"].items()) or "none"))
+    for key in ("api", "docroot", "config"):
+        print(f"{key:8} {status[key]}")
+    return 0
+
+
+def _down(chosen: argparse.Namespace) -> int:
+    from topologies import holder
+
+    try:
+        holder.ask({"do": "down"})
+    except LabError:
+        record = Record.load()
+        if record is not None:  # the holder is gone: remove what it had written down
+            record.remove_everything()
+    return 0

@@ -1,0 +1,394 @@
+"""The lab: servers, clients and a controller on this machine, all real, in namespaces of their own.
+
+    with Lab(servers=3, clients=2) as lab:
+        curl = lab.popen("c1", ["curl", "-sS", "-o", "/tmp/x", "http://vip/object.bin"])
+        lab.fail("s1", how="kill")
+        curl.wait(timeout=30)
+
+Each server has a second interface towards the controller, as real servers have a management network: cutting a server
+off from its clients (`how="link"`) does not cut it off from the controller, and the other way round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from controller.cli import ApiFailed, fetch, fetch_all
+from state import configuration as configuration_
+from state.configuration import Configuration
+from topologies import objects, record
+from topologies.record import FOLDER, LabError, Record
+
+READY_SECONDS = 30.0
+_POLL_SECONDS = 0.01
+_CONTROLLER = "10.255.0.1"
+_AGENTS_PORT = 6680
+HOWS = ("kill", "hang", "power", "link")
+_POWER_OFF = "add table inet off; add chain inet off o { type filter hook output priority -300; policy drop; }; \
+add chain inet off i { type filter hook prerouting priority -300; policy drop; }"
+
+
+class Lab:
+    """A running lab; `up()` and `down()`, or a `with` block. Raises `LabError` and leaves nothing behind."""
+
+    def __init__(
+        self,
+        servers: int = 2,
+        clients: int = 1,
+        *,
+        docroot: str | None = None,
+        config: str | None = None,
+        state: str = "embedded",
+        docroots: dict[str, str] | None = None,
+        unprotected: bool = False,
+    ) -> None:
+        """`docroots`: another document root for some servers; `unprotected`: no checkpoints and no close gate."""
+        if servers < 1 or clients < 1 or servers > 32 or clients > 32:
+            raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
+        if state != "embedded":
+            raise LabError(f"state {state!r} is not known: only embedded is")
+        if docroot is not None and not Path(docroot).is_dir():
+            raise LabError(f"document root {docroot} is not a directory")
+        self._server_count, self._client_count = servers, clients
+        self._docroot = Path(docroot).resolve() if docroot is not None else FOLDER / "www"
+        self._make_objects = docroot is None
+        self._docroots = docroots or {}
+        self._unprotected = unprotected
+        self._config_file = config
+        self._given = configuration_.load(config) if config is not None else None
+        self._record = Record()
+        self._lock = -1
+        self._net: Any = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._failed: dict[str, str] = {}
+
+    # --- up and down ---
+    def __enter__(self) -> Lab:
+        self.up()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.down()
+
+    def up(self) -> None:
+        """Returns when every server is up and has a backup that holds its checkpoints."""
+        _check_machine()
+        self._lock = record.lock()
+        try:
+            self._remove_leftovers()
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            if self._make_objects:
+                objects.make(self._docroot)
+            self._configure()
+            self._build()
+            self._start("controller", None, "controller")
+            for server in self.configuration.servers:
+                self._start(server.name, server.name, "agent", "--name", server.name)
+            self._wait_ready()
+        except BaseException:
+            self.down()
+            raise
+
+    def hold(self, pid: int) -> None:
+        """This process holds the lab: `takeover lab down` ends it too, should it not answer."""
+        self._record.add_process(pid)
+
+    def down(self) -> None:
+        """Remove everything that `up` made."""
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        for process in self._processes.values():
+            process.wait()
+        self._processes.clear()
+        if self._net is not None:
+            with contextlib.suppress(Exception):  # what Mininet cannot stop, the record removes
+                self._net.stop()
+            self._net = None
+        self._record.remove_everything()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _remove_leftovers(self) -> None:
+        """Of a lab whose holder died without `down`: the lock was free, so nobody holds it."""
+        old = Record.load()
+        if old is not None:
+            old.remove_everything()
+            os.close(self._lock)
+            self._lock = record.lock()
+
+    def _configure(self) -> None:
+        if self._given is not None:
+            self.configuration: Configuration = self._given
+            assert self._config_file is not None
+            self.config_path = Path(self._config_file).resolve()
+            return
+        from topologies import vip
+
+        names = [f"s{number}" for number in range(1, self._server_count + 1)]
+        text = f"""# Made by the lab.
+switch: {{bridge: {vip.BRIDGE}, listen: "127.0.0.1:6653"}}
+agents: {{listen: "{_CONTROLLER}:{_AGENTS_PORT}"}}
+vips:
+  - address: {vip.VIP}
+    services: [{{port: 80, protocol: http, protected: {"false" if self._unprotected else "true"}}}]
+state: {{embedded: {FOLDER}/state.db}}
+servers:
+"""
+        for i, name in enumerate(names):
+            backups = ", ".join(names[i + 1 :] + names[:i])
+            text += f"""  - name: {name}
+    address: {vip.server_address(i + 1)}
+    port: {vip.server_port(name)}
+    docroot: {self._docroots.get(name, self._docroot)}
+    backups: [{backups}]
+""".replace("    backups: []\n", "")
+        self.config_path = FOLDER / "takeover.yaml"
+        self.config_path.write_text(text)
+        self.configuration = configuration_.load(self.config_path)
+
+    # --- the network ---
+    def _build(self) -> None:
+        from mininet.log import setLogLevel
+        from mininet.net import Mininet
+        from mininet.node import OVSSwitch, RemoteController
+
+        from topologies.vip import BRIDGE, VipTopo
+
+        setLogLevel("error")
+        listen = self.configuration.switch.listen
+        self._record.bridges.append(BRIDGE)
+        self._record.save()
+        try:
+            self._net = Mininet(
+                topo=VipTopo(servers=len(self.configuration.servers), clients=self._client_count),
+                switch=lambda name, **kw: OVSSwitch(
+                    name, datapath="user", protocols="OpenFlow13", reconnectms=1000, **kw
+                ),
+                controller=None,
+                build=False,
+            )
+            self._net.addController("ryu", RemoteController, ip=listen.host, port=listen.port)
+            self._net.build()
+            for host in self._net.hosts:
+                self._record.add_host(host.name, host.pid)
+                self._name_hosts(host)
+            for number, server in enumerate(self.configuration.servers, 1):
+                self._management_link(self._net.get(server.name), number)
+            self._net.start()
+        except LabError:
+            raise
+        except Exception as error:
+            raise LabError(f"the network cannot be made: {error}") from error
+        made = subprocess.run(["ovs-vsctl", "--timeout=5", "br-exists", BRIDGE], capture_output=True, check=False)
+        if made.returncode != 0:
+            raise LabError(f"bridge {BRIDGE} cannot be made: see the log of ovs-vswitchd")
+
+    def _management_link(self, host: Any, number: int) -> None:
+        """A wire from the server to the controller's machine that does not cross the switch."""
+        outer, inner, address = f"mgmt-{host.name}", f"{host.name}-mgmt", f"10.255.0.{10 + number}"
+        self._record.links.append(outer)
+        self._record.save()
+        for command in (
+            f"ip link add {outer} type veth peer name {inner} netns {host.pid}",
+            f"ip address add {_CONTROLLER} peer {address} dev {outer}",
+            f"ip link set {outer} up",
+        ):
+            _run(command.split())
+        host.cmd(f"ip address add {address} peer {_CONTROLLER} dev {inner}; ip link set {inner} up")
+
+    def _name_hosts(self, host: Any) -> None:
+        """A host file of its own, in the host's own mount namespace: `vip` is a name there and nowhere else."""
+        lines = ["127.0.0.1 localhost"]
+        for i, vip in enumerate(self.configuration.vips):
+            lines.append(f"{vip.address} vip{'' if i == 0 else i + 1}")
+        lines += [f"{other.IP()} {other.name}" for other in self._net.hosts]
+        names = FOLDER / "hosts"
+        names.write_text("\n".join(lines) + "\n")
+        host.cmd(f"mount --bind {names} /etc/hosts")
+
+    # --- processes ---
+    def _start(self, name: str, host: str | None, *command: str) -> None:
+        log = open(FOLDER / f"{name}.log", "ab")  # noqa: SIM115 - it belongs to the child
+        arguments = [sys.executable, "-m", "controller.cli", "-v", *command, "--config", str(self.config_path)]
+        if host is not None:
+            arguments = self._inside(host, arguments)
+        with log:
+            process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+            )
+        self._processes[name] = process
+        self._record.add_process(process.pid)
+
+    def _inside(self, host: str, command: Sequence[str]) -> list[str]:
+        return ["mnexec", "-a", str(self.host_pid(host)), *command]
+
+    def host_pid(self, host: str) -> int:
+        """The pid that holds the host's namespaces. Raises `LabError`."""
+        try:
+            return self._record.hosts[host]
+        except KeyError:
+            known = ", ".join(self._record.hosts)
+            raise LabError(f"there is no host {host}; there are {known}") from None
+
+    def popen(self, host: str, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a command in a host, as `subprocess.Popen`."""
+        return subprocess.Popen(self._inside(host, command), **options)
+
+    def run(self, host: str, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+        """Run a command in a host to its end, as `subprocess.run`."""
+        return subprocess.run(self._inside(host, command), **options)
+
+    def log(self, name: str) -> str:
+        """What the controller (`controller`) or a server's agent has logged."""
+        return (FOLDER / f"{name}.log").read_text(errors="replace")
+
+    def pid(self, name: str) -> int:
+        """Pid of a server's agent, or of the controller."""
+        return self._processes[name].pid
+
+    def _wait_ready(self) -> None:
+        names = {server.name for server in self.configuration.servers}
+
+        def ready() -> bool:
+            for name, process in self._processes.items():
+                if process.poll() is not None:
+                    last = self.log(name).strip().splitlines()[-1:] or ["it said nothing"]
+                    raise LabError(f"{name} ended with status {process.returncode}: {last[0]}")
+            servers = self.servers()
+            return {s["name"] for s in servers if s["state"] == "up" and (s["backup"] or len(names) == 1)} == names
+
+        self._until(ready, f"the servers are not up after {READY_SECONDS:.0f} s: see the logs in {FOLDER}")
+
+    def _until(self, condition: Any, sentence: str, seconds: float = READY_SECONDS) -> None:
+        limit = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(ApiFailed):
+                if condition():
+                    return
+            if time.monotonic() > limit:
+                raise LabError(sentence)
+            time.sleep(_POLL_SECONDS)
+
+    # --- faults ---
+    def fail(self, name: str, how: str = "kill") -> int:
+        """Make a server or the controller fail. Returns when it happened: nanoseconds, wall clock."""
+        if how not in HOWS:
+            raise LabError(f"how must be one of {', '.join(HOWS)}, not {how!r}")
+        process = self._processes.get(name)
+        if process is None or (name == "controller" and how in ("power", "link")):
+            raise LabError(f"{name} cannot fail by {how}")
+        if name in self._failed:
+            raise LabError(f"{name} has failed already ({self._failed[name]}): heal it first")
+        self._failed[name] = how
+        if how == "power":
+            _run(self._inside(name, ["nft", _POWER_OFF]))
+        when = time.time_ns()
+        if how in ("kill", "power"):
+            process.kill()
+            process.wait()
+        elif how == "hang":
+            process.send_signal(signal.SIGSTOP)
+        else:
+            _run(["ip", "link", "set", self._port(name), "down"])
+        return when
+
+    def heal(self, name: str) -> None:
+        """Undo `fail`; returns when the server is up again."""
+        how = self._failed.pop(name, None)
+        if how is None:
+            raise LabError(f"{name} has not failed")
+        process = self._processes[name]
+        if how == "power":
+            _run(self._inside(name, ["nft", "delete table inet off"]))
+        if how == "hang":
+            process.send_signal(signal.SIGCONT)
+        elif how == "link":
+            _run(["ip", "link", "set", self._port(name), "up"])
+        elif name == "controller":
+            self._start(name, None, "controller")
+        else:
+            self._start(name, name, "agent", "--name", name)
+        if name == "controller":
+            self._wait_ready()
+        else:
+            self._until(
+                lambda: self.server(name)["state"] == "up", f"{name} is not up again after {READY_SECONDS:.0f} s"
+            )
+
+    def _port(self, name: str) -> str:
+        server = self.configuration.server(name)
+        assert server is not None
+        return server.port
+
+    # --- what the API says ---
+    @property
+    def api(self) -> str:
+        return f"http://{self.configuration.api.listen}"
+
+    def servers(self) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = fetch(self.api, "/v1/servers")["items"]
+        return items
+
+    def server(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = fetch(self.api, f"/v1/servers/{name}")
+        return found
+
+    def connections(self) -> list[dict[str, Any]]:
+        return fetch_all(self.api, "/v1/connections")
+
+    def takeovers(self) -> list[dict[str, Any]]:
+        return fetch_all(self.api, "/v1/takeovers")
+
+    def owner_of(self, client: str, port: int, service: int = 80) -> str:
+        """The server responsible for a client's connection. Raises `LabError` when nobody knows it."""
+        address = str(ipaddress.ip_address(self._net.get(client).IP()))
+        name = f"{address}-{port}-{self.configuration.vips[0].address}-{service}"
+        try:
+            return str(fetch(self.api, f"/v1/connections/{name}")["server"])
+        except ApiFailed as error:
+            raise LabError(str(error)) from None
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "hosts": sorted(self._record.hosts),
+            "processes": {name: process.pid for name, process in self._processes.items()},
+            "failed": dict(self._failed),
+            "api": self.api,
+            "docroot": str(self._docroot),
+            "config": str(self.config_path),
+        }
+
+
+def _check_machine() -> None:
+    """One sentence for whatever is missing, before anything is made."""
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root: it makes namespaces and a bridge")
+    for program in ("ovs-vsctl", "mnexec", "ip", "ethtool", "nft"):
+        if shutil.which(program) is None:
+            raise LabError(f"{program} is missing: script/setup installs it")
+    try:
+        import mininet.net  # noqa: F401
+    except ImportError:
+        raise LabError("Mininet is missing for this Python: script/setup installs it") from None
+    answer = subprocess.run(["ovs-vsctl", "--timeout=3", "show"], capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        raise LabError("Open vSwitch does not run: script/setup starts it")
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LabError(f"{' '.join(command)}: {done.stderr.strip()}")
