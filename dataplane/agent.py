@@ -24,9 +24,12 @@ from dataplane.backup import Progress, Takeover, UnreadySet
 from dataplane.connection import LiveConnection, refuse_quietly
 from dataplane.controller_link import ControllerLink
 from dataplane.http import HTTP
+from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
+from dataplane.proving import Proving
 from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Registry, TcpLayer
+from dataplane.stall_guard import StallGuard
 from dataplane.stream import ByteStream
 from state import messages
 from state.configuration import Configuration, Server, Service
@@ -68,6 +71,8 @@ class Agent:
         """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
         self._loop = asyncio.get_running_loop()
         self._unready = UnreadySet(self, self._registry, self._loop.time)
+        self._proving = Proving()
+        self._guard = StallGuard(self._proving)
         self._link = ControllerLink(self._configuration.agents, self)
         for vip in self._configuration.vips:
             for service in vip.services:
@@ -218,15 +223,14 @@ class Agent:
     def _resume(self, order: messages.Resume) -> None:
         self.epoch = max(self.epoch, order.epoch)
         limit = self._configuration.detection.proof / 1000
-        takeover = Takeover(order.takeover, self, self, self._unready.take(order.owner), limit)
+        unready = self._unready.take(order.owner)
+        takeover = Takeover(order.takeover, self, self, self._proving, unready, limit)
         self._takeovers[order.takeover] = takeover
         takeover.begin()
 
-    def adopt(self, connection: LiveConnection) -> None:
-        old = self._connections.get(connection.connection)
-        if old is not None:
-            old.abandon()
+    def adopt(self, connection: LiveConnection, proof: Proof) -> None:
         self._connections[connection.connection] = connection
+        self._guard.watch(connection, proof)
 
     def report(self, takeover: int, progress: Progress, waiting: int) -> None:
         self._link.send(

@@ -9,17 +9,17 @@ calls only after the switch has fenced the old owner.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from dataplane import repair
-from dataplane.connection import Host, LiveConnection
+from dataplane.connection import Host, LiveConnection, recreate
 from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.objects import ObjectMissing, OpenObject
-from dataplane.packet_socket import AnswerSocket, ProbeSocket
-from dataplane.prover import Key, Prover, Verdict, key_of, reset_segment
+from dataplane.prover import Key, key_of, reset_segment
+from dataplane.proving import Proving
 from dataplane.sequence import Seq
 from dataplane.stack import Application, Registry, TcpLayer
 from dataplane.stream import ByteStream
@@ -31,6 +31,7 @@ from state.sections import STREAM, TCP, ObjectRef, StreamSection, TcpSection
 OBJECT_DIFFERS = "object differs at the backup"
 OBJECT_MISSING = "object missing at the backup"
 CLIENT_GONE = "client gone"
+CANNOT_PROBE = "backup cannot probe"
 NO_PROOF = "no proof from the client in time"
 NOT_RECREATED = "kernel refused the connection"
 CHECKPOINT_UNUSABLE = "checkpoint unusable"
@@ -119,8 +120,8 @@ class UnreadySet:
 class Progress:
     """What has been decided since the last report."""
 
-    resumed: list[str]
-    reset: list[tuple[str, str]]
+    resumed: list[str] = field(default_factory=list)
+    reset: list[tuple[str, str]] = field(default_factory=list)
     proved_us: int = 0
     resumed_us: int = 0
     recreate_us: int = 0
@@ -129,7 +130,7 @@ class Progress:
 class Adopter(Protocol):
     """Who owns connections from now on: the agent."""
 
-    def adopt(self, connection: LiveConnection) -> None: ...
+    def adopt(self, connection: LiveConnection, proof: Proof) -> None: ...
 
     def report(self, takeover: int, progress: Progress, waiting: int) -> None: ...
 
@@ -137,83 +138,67 @@ class Adopter(Protocol):
 class Takeover:
     """One takeover on the backup, from the controller's word to the last connection's fate."""
 
-    def __init__(self, number: int, host: Host, adopter: Adopter, unready: list[Unready], proof_limit: float) -> None:
+    def __init__(
+        self,
+        number: int,
+        host: Host,
+        adopter: Adopter,
+        proving: Proving,
+        unready: list[Unready],
+        proof_limit: float,
+    ) -> None:
         self._number = number
         self._host = host
         self._adopter = adopter
+        self._proving = proving
         self._loop = asyncio.get_running_loop()
-        self._prover = Prover()
         self._waiting: dict[Key, Unready] = {key_of(entry.expected): entry for entry in unready}
-        self._answers: dict[bytes, AnswerSocket] = {}
-        self._probes = ProbeSocket()
         self._limit = proof_limit
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline = 0.0
+        self._deadline: asyncio.TimerHandle | None = None
         self._began = 0.0
-        self._progress = Progress([], [])
+        self._progress = Progress()
+        self._report_scheduled = False
 
     def begin(self) -> None:
         """The fence stands: probe every connection."""
         self._began = time.perf_counter()
-        now = self._loop.time()
-        self._deadline = now + self._limit
-        for vip in {entry.header.connection.source for entry in self._waiting.values()}:
-            answers = self._answers[vip] = AnswerSocket(vip)
-            self._loop.add_reader(answers.fileno(), self._answered, answers)
-        for entry in self._waiting.values():
-            self._prover.add(entry.expected, now)
-        self._turn()
+        self._deadline = self._loop.call_later(self._limit, self._give_up)
+        for key, entry in list(self._waiting.items()):
+            try:
+                self._proving.prove(entry.expected, functools.partial(self._decide, key))
+            except OSError:
+                self._reset(key, entry, None, CANNOT_PROBE)
+        self._proving.turn()
+        self._schedule_report()
 
-    @property
-    def over(self) -> bool:
-        return not self._waiting
+    def _give_up(self) -> None:
+        for key, entry in list(self._waiting.items()):
+            self._proving.give_up(key)
+            self._reset(key, entry, None, NO_PROOF)
 
-    def _turn(self) -> None:
-        now = self._loop.time()
-        if now >= self._deadline:
-            for key, entry in list(self._waiting.items()):
-                self._prover.give_up(key)
-                self._reset(key, entry, None, NO_PROOF)
-        for packet in self._prover.probes(now):
-            self._probes.send(packet)
-        self._settle()
-        due = self._prover.deadline()
-        if self._timer is not None:
-            self._timer.cancel()
-        if due is not None and not self.over:
-            self._timer = self._loop.call_at(min(due, self._deadline), self._turn)
-
-    def _answered(self, answers: AnswerSocket) -> None:
-        now = self._loop.time()
-        for packet in answers.receive():
-            verdict = self._prover.receive(packet, now)
-            if verdict is not None:
-                self._decide(verdict)
-        self._settle()
-
-    def _decide(self, verdict: Verdict) -> None:
-        entry = self._waiting[verdict.key]
+    def _decide(self, key: Key, outcome: Proof | Doubt) -> None:
+        entry = self._waiting[key]
         self._progress.proved_us = self._elapsed()
-        if isinstance(verdict.outcome, Doubt):
-            self._reset(verdict.key, entry, None, CLIENT_GONE)
+        if isinstance(outcome, Doubt):
+            self._reset(key, entry, None, CLIENT_GONE)
             return
-        proof = verdict.outcome
+        proof = outcome
         flaw = self._flaw(entry, proof)
         if flaw is not None:
-            self._reset(verdict.key, entry, proof, flaw)
+            self._reset(key, entry, proof, flaw)
             return
         if entry.expected.closing and proof.position > entry.expected.end:
-            self._done(verdict.key, entry)  # the client has everything, and the FIN
+            self._done(key, entry)  # the client has everything, and the FIN
             self._release(entry)
             return
         try:
             connection = self._recreate(entry, proof)
         except TakeoverError:
-            self._reset(verdict.key, entry, proof, NOT_RECREATED)
+            self._reset(key, entry, proof, NOT_RECREATED)
             return
-        self._adopter.adopt(connection)
         connection.resume(proof.position)
-        self._done(verdict.key, entry)
+        self._adopter.adopt(connection, proof)
+        self._done(key, entry)
 
     def _flaw(self, entry: Unready, proof: Proof) -> str | None:
         """Why the rest of the stream cannot be sent from here. What the client has already needs no object."""
@@ -233,7 +218,8 @@ class Takeover:
 
     def _recreate(self, entry: Unready, proof: Proof) -> LiveConnection:
         header, began = entry.header, time.perf_counter()
-        sock = repair.recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt))
+        stream = ByteStream.resumed(header.iss, entry.stream, proof)
+        sock = recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt), stream, entry.objects)
         self._progress.recreate_us += int((time.perf_counter() - began) * 1e6)
         tcp = entry.tcp
         if tcp.timestamps:
@@ -244,7 +230,7 @@ class Takeover:
             self._host,
             sock,
             header.connection,
-            ByteStream.resumed(header.iss, entry.stream, proof.position),
+            stream,
             TcpLayer(tcp, self._loop.time(), self._loop.time),
             entry.application,
             Seq(header.irs),
@@ -254,10 +240,11 @@ class Takeover:
 
     def _reset(self, key: Key, entry: Unready, proof: Proof | None, reason: str) -> None:
         if reason != CLIENT_GONE:
-            self._probes.send(reset_segment(entry.expected, proof, CLOSE_MARK))
-        self._waiting.pop(key)
+            self._proving.send(reset_segment(entry.expected, proof, CLOSE_MARK))
+        del self._waiting[key]
         self._release(entry)
         self._progress.reset.append((entry.header.connection.id, reason))
+        self._schedule_report()
 
     def _release(self, entry: Unready) -> None:
         entry.application.ended()
@@ -265,30 +252,32 @@ class Takeover:
             self._host.root.release(opened)
 
     def _done(self, key: Key, entry: Unready) -> None:
-        self._waiting.pop(key)
+        del self._waiting[key]
         self._progress.resumed.append(entry.header.connection.id)
         self._progress.resumed_us = self._elapsed()
+        self._schedule_report()
 
     def _elapsed(self) -> int:
         return int((time.perf_counter() - self._began) * 1e6)
 
-    def _settle(self) -> None:
-        """Report what was decided; after the last connection, take the sockets away."""
-        if self._progress.resumed or self._progress.reset or self.over:
-            progress, self._progress = self._progress, Progress([], [])
-            self._adopter.report(self._number, progress, len(self._waiting))
-        if self.over:
-            self.end()
+    def _schedule_report(self) -> None:
+        if not self._report_scheduled:
+            self._report_scheduled = True
+            self._loop.call_soon(self._report)
+
+    def _report(self) -> None:
+        """One report for all that was decided in this turn of the loop."""
+        self._report_scheduled = False
+        progress, self._progress = self._progress, Progress()
+        if not self._waiting and self._deadline is not None:
+            self._deadline.cancel()
+        self._adopter.report(self._number, progress, len(self._waiting))
 
     def end(self) -> None:
-        """Release the sockets; connections that still wait are forgotten without a word."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for answers in self._answers.values():
-            self._loop.remove_reader(answers.fileno())
-            answers.close()
-        self._answers.clear()
-        self._probes.close()
-        for entry in self._waiting.values():
+        """This server was fenced: connections that still wait are forgotten without a word."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for key, entry in self._waiting.items():
+            self._proving.give_up(key)
             self._release(entry)
         self._waiting.clear()

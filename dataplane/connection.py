@@ -11,18 +11,19 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from dataplane import repair
+from dataplane.judge import Expectation, Proof
 from dataplane.objects import DocumentRoot, OpenObject
 from dataplane.sequence import Seq
 from dataplane.stack import Application, TcpLayer, make_block
 from dataplane.stream import ByteStream, Literal
 from state.datablock import FourTuple, Header
-from state.errors import CheckpointRefused
+from state.errors import CheckpointRefused, RepairError
 from state.messages import CLOSE_MARK
-from state.sections import LIMIT_EXTENTS, ObjectRef
+from state.sections import LIMIT_EXTENTS, ObjectRef, TcpSection
 
 _READ_BYTES = 64 * 1024
 _SENDFILE_BYTES = 512 * 1024
@@ -99,6 +100,59 @@ class LiveConnection:
         self.application.ready(self, position)
         self._pump()
         self.schedule_checkpoint()
+
+    def rebuild(self, proof: Proof) -> None:
+        """What this kernel thinks of the connection is useless (`stall_guard`): make it anew. Raises `RepairError`."""
+        self._read_all()
+        if self._over:
+            return
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._writing = self._shut = False
+        repair.abandon(self._sock)
+        self.stream.rewind(proof)
+        rcv_nxt = self._irs + 1 + self.stream.rcv_nxt_offset
+        self._sock = recreate(self.connection, self._tcp.section, proof, rcv_nxt, self.stream, self._objects)
+        self._fd = self._sock.fileno()
+        if not self.stream.input_ended:
+            self._loop.add_reader(self._fd, self._readable)
+        self._pump()
+
+    def lost(self) -> None:
+        """The kernel's connection is gone and cannot be made again."""
+        if not self._over:
+            self._detach()
+            self._sock.close()
+            self._finish()
+
+    def _read_all(self) -> None:
+        """Take in what the kernel has acknowledged."""
+        while not self._over and not self.stream.input_ended and repair.input_unread(self._sock):
+            self._readable()
+
+    def acked_position(self) -> int:
+        """Position up to which this kernel knows the client to have everything."""
+        return self.stream.sent - self._unacknowledged()
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    def expectation(self) -> Expectation:
+        """What the judge may accept of the client now."""
+        position = max(self.stream.map.acked, self.acked_position())
+        tcp = self._tcp.section
+        return Expectation(
+            connection=self.connection,
+            acked=position,
+            acked_seq=self.stream.map.seq(position),
+            end=self.stream.map.end,
+            closing=self.stream.closing,
+            rcv_nxt=self._irs + 1 + self.stream.rcv_nxt_offset + repair.input_unread(self._sock),
+            snd_wscale=tcp.snd_wscale if tcp.window_scaling else 0,
+            timestamps=tcp.timestamps,
+            tsval=tcp.tsval,
+        )
 
     def abandon(self) -> None:
         """Give the connection up without a word: another server has it."""
@@ -339,6 +393,27 @@ class LiveConnection:
             self.reset()
         else:
             self._linger = self._loop.call_later(_LINGER_CHECK, self._watch_tail)
+
+
+def recreate(
+    connection: FourTuple,
+    tcp: TcpSection,
+    proof: Proof,
+    rcv_nxt: Seq,
+    stream: ByteStream,
+    objects: Mapping[str, OpenObject],
+) -> socket.socket:
+    """The kernel's connection for a stream that stands at `proof` (see `repair.recreate`). Raises `RepairError`."""
+    in_flight: list[bytes] = []
+    for piece in stream.plan(min(proof.position, stream.map.end), stream.sent):
+        if isinstance(piece, Literal):
+            in_flight.append(piece.data)
+        else:
+            data = os.pread(objects[piece.object.identifier].fd, piece.length, piece.offset)
+            if len(data) != piece.length:
+                raise RepairError(f"recreating {connection.id}: {piece.object.identifier} was cut short")
+            in_flight.append(data)
+    return repair.recreate(connection, tcp, proof, rcv_nxt, in_flight)
 
 
 def refuse_quietly(sock: socket.socket) -> None:

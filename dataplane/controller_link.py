@@ -92,7 +92,10 @@ class ControllerLink(asyncio.Protocol):
             else:
                 if isinstance(message, messages.Welcome):
                     self._welcome = True
-                self._orders.ordered(message)  # type: ignore[arg-type]
+                try:
+                    self._orders.ordered(message)  # type: ignore[arg-type]
+                except Exception:  # an order that fails must not take the connection, and so the server, down
+                    _log.exception("carrying out %s", type(message).__name__)
 
     def connection_lost(self, exc: Exception | None) -> None:
         welcomed, self._welcome = self._welcome, False

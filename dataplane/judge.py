@@ -98,6 +98,12 @@ class Proof:
     tsval: int
     tsecr: int
     """The newest TSval that the client has seen; 0 without timestamps. Go on above it."""
+    sacked: int = 0
+    """Position up to which the client may hold bytes out of order (the highest SACK edge), or `position`.
+
+    Once the hole below is filled the client's ACK jumps there. A connection whose SND.NXT is still below would ignore
+    that ACK, and all later ones (RFC 9293, 3.10.7.4: it acknowledges something not yet sent).
+    """
 
 
 def judge(expected: Expectation, probes: Container[int], segment: Segment) -> Proof | Doubt:
@@ -132,9 +138,12 @@ def judge(expected: Expectation, probes: Container[int], segment: Segment) -> Pr
         tsval, tsecr = segment.timestamps
         if abs(Seq(expected.tsval).distance(tsecr)) > _TSECR_SLACK:
             return Doubt.TIMESTAMP
+    held = [segment.ack.distance(right) for _, right in segment.sack[1:]]
+    room = expected.end - expected.acked - advance
     return Proof(
         ack=segment.ack,
         position=expected.acked + advance,
+        sacked=expected.acked + advance + max([edge for edge in held if 0 < edge <= room], default=0),
         seq=segment.seq,
         input_missing=ahead,
         window=segment.window << expected.snd_wscale,

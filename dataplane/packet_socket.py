@@ -55,7 +55,10 @@ class AnswerSocket:
     """Receives the packets that may be answers to probes, for one VIP, on every interface."""
 
     def __init__(self, vip: bytes) -> None:
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+        # Python cannot bind a packet socket to every interface, so it listens from its first moment; what came in
+        # before the filter was attached is judged like anything else.
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        self._sock = socket.socket(socket.AF_PACKET, kind, socket.htons(ETH_P_IP))
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         program = _filter_ipv4(vip)
         code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
@@ -63,8 +66,6 @@ class AnswerSocket:
         self._sock.setsockopt(
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program), ctypes.addressof(buffer))
         )
-        # Bound to no interface: SOCK_DGRAM + sll_protocol alone, through bind on index 0.
-        self._sock.bind(("", ETH_P_IP))
 
     def fileno(self) -> int:
         return self._sock.fileno()

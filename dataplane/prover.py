@@ -98,26 +98,18 @@ class Prover:
     def _probe(self, candidate: _Candidate) -> bytes:
         expected = candidate.expected
         candidate.tries += 1
-        reach = _NEAR if candidate.tries % 3 == 0 else _FAR
-        # Strictly below the client's RCV.NXT - 1: a byte that ends exactly there would be acceptable.
-        challenge = expected.acked_seq - 2 - self._random.randrange(reach)
+        challenge = self._challenge(expected, _NEAR if candidate.tries % 3 == 0 else _FAR)
         candidate.challenges.append(challenge)
         del candidate.challenges[:-_PROBES_REMEMBERED]
-        connection = expected.connection
-        return tcp.build(
-            Segment(
-                source=connection.source,
-                source_port=connection.source_port,
-                destination=connection.destination,
-                destination_port=connection.destination_port,
-                seq=challenge,
-                ack=expected.rcv_nxt,
-                flags=tcp.ACK,
-                window=0xFFFF,
-                payload=b"\0",
-                timestamps=(expected.tsval, 0) if expected.timestamps else None,
-            )
-        )
+        return _probe_segment(expected, challenge)
+
+    def _challenge(self, expected: Expectation, reach: int) -> Seq:
+        # Strictly below the client's RCV.NXT - 1: a byte that ends exactly there would be acceptable.
+        return expected.acked_seq - 2 - self._random.randrange(reach)
+
+    def nudge(self, expected: Expectation) -> bytes:
+        """A probe for a connection that exists again: the client's answer tells its kernel what the client holds."""
+        return _probe_segment(expected, self._challenge(expected, _FAR))
 
     def receive(self, packet: bytes, now: float) -> Verdict | None:
         """A packet that came after the fence. None when it decides nothing."""
@@ -136,6 +128,24 @@ class Prover:
             return Verdict(key, outcome)
         self.doubts[outcome] = self.doubts.get(outcome, 0) + 1
         return None
+
+
+def _probe_segment(expected: Expectation, challenge: Seq) -> bytes:
+    connection = expected.connection
+    return tcp.build(
+        Segment(
+            source=connection.source,
+            source_port=connection.source_port,
+            destination=connection.destination,
+            destination_port=connection.destination_port,
+            seq=challenge,
+            ack=expected.rcv_nxt,
+            flags=tcp.ACK,
+            window=0xFFFF,
+            payload=b"\0",
+            timestamps=(expected.tsval, 0) if expected.timestamps else None,
+        )
+    )
 
 
 def key_of(expected: Expectation) -> Key:

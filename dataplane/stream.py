@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dataplane.judge import Proof
 from dataplane.sequence import Seq
 from dataplane.sequence_map import SequenceMap
 from state.datablock import DataBlock
@@ -50,11 +51,10 @@ class ByteStream:
         self._refresh_at = self.sent + REFRESH_BYTES
 
     @classmethod
-    def resumed(cls, iss: int, section: StreamSection, position: int) -> ByteStream:
-        """The stream of a checkpoint, at the position that the client has proven."""
+    def resumed(cls, iss: int, section: StreamSection, proof: Proof) -> ByteStream:
+        """The stream of a checkpoint, where the client has proven to stand."""
         stream = cls(SequenceMap.restored(iss, section.acked, section.objects, section.extents))
-        stream.map.acknowledge(min(position, stream.map.end))
-        stream.sent = min(position, stream.map.end)
+        stream.rewind(proof)
         stream.stored = stream.map.end  # the old owner's checkpoint covers it all
         stream.received = section.received
         stream.input_ended = section.input_ended
@@ -66,14 +66,30 @@ class ByteStream:
         """What to hand to the kernel next; None when there is nothing, or nothing that is stored yet."""
         if self.sent >= self.stored:
             return None
-        location = self.map.locate(self.sent)
-        if location is None:
+        extent = self.map.locate(self.sent)
+        if extent is None:
             return None
-        length = min(location.extent.end, self.stored) - self.sent
-        if location.object is None:
-            assert location.extent.literal is not None
-            return Literal(location.extent.literal[location.into : location.into + length])
-        return Run(location.object, location.offset, length)
+        (piece,) = self.plan(self.sent, min(extent.extent.end, self.stored))
+        return piece
+
+    def rewind(self, proof: Proof) -> None:
+        """The kernel's connection is made anew from this proof: it has what the client may hold, and no more."""
+        position = min(proof.position, self.map.end)
+        self.map.acknowledge(position)
+        self.sent = min(max(position, proof.sacked), self.map.end)
+
+    def plan(self, start: int, end: int) -> list[Literal | Run]:
+        """What the planned bytes from position `start` to `end` consist of."""
+        pieces: list[Literal | Run] = []
+        while start < end and (location := self.map.locate(start)) is not None:
+            length = min(location.extent.end, end) - start
+            if location.object is None:
+                assert location.extent.literal is not None
+                pieces.append(Literal(location.extent.literal[location.into : location.into + length]))
+            else:
+                pieces.append(Run(location.object, location.offset, length))
+            start += length
+        return pieces
 
     def handed_over(self, count: int) -> bool:
         """The kernel took `count` bytes. True when the checkpoint has grown old and must be made again."""

@@ -51,8 +51,9 @@ class VipServer(PlainHost):
 
     def config(self, vips: tuple[str, ...] = (VIP,), **parameters: Any) -> Any:
         result = super().config(**parameters)
+        # On this interface only: elsewhere (a management link with a peer address) the host must answer.
         for setting in ("arp_ignore=1", "arp_announce=2"):
-            self.cmd(f"sysctl -qw net.ipv4.conf.all.{setting}")
+            self.cmd(f"sysctl -qw net.ipv4.conf.{self.defaultIntf()}.{setting}")
         for vip in vips:
             self.cmd(f"ip address add {vip}/{128 if ':' in vip else 32} dev lo")
         return result

@@ -1,0 +1,84 @@
+"""The shell around the `Prover`: its packets on the wire, the clients' answers back, and each outcome to who asked.
+
+One per agent. The sockets that listen for answers exist only while something waits for proof (and a second longer), so
+that packets cost nothing otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from dataplane.judge import Doubt, Expectation, Proof
+from dataplane.packet_socket import AnswerSocket, ProbeSocket
+from dataplane.prover import Key, Prover
+
+_IDLE_SECONDS = 1.0
+_PACKETS_PER_TURN = 64
+
+Decided = Callable[[Proof | Doubt], None]
+
+
+class Proving:
+    """`prove` as many connections as there are, then `turn` once: their first probes go out together."""
+
+    def __init__(self) -> None:
+        self.prover = Prover()
+        self._loop = asyncio.get_running_loop()
+        self._decided: dict[Key, Decided] = {}
+        self._answers: dict[bytes, AnswerSocket] = {}
+        self._probes = ProbeSocket()
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    def prove(self, expected: Expectation, decided: Decided) -> Key:
+        """Ask this client where it stands; `decided` is called once. Raises `OSError` if answers cannot be heard."""
+        vip = expected.connection.source
+        if vip not in self._answers:
+            answers = AnswerSocket(vip)
+            self._answers[vip] = answers
+            self._loop.add_reader(answers.fileno(), self._answered, answers)
+        key = self.prover.add(expected, self._loop.time())
+        self._decided[key] = decided
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        return key
+
+    def give_up(self, key: Key) -> None:
+        """Stop asking; `decided` will not be called."""
+        self.prover.give_up(key)
+        self._decided.pop(key, None)
+
+    def send(self, packet: bytes) -> None:
+        """A packet of the caller's own making."""
+        self._probes.send(packet)
+
+    def turn(self) -> None:
+        """Send what is due and set the timer for what comes next."""
+        for packet in self.prover.probes(self._loop.time()):
+            self._probes.send(packet)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.prover.deadline()
+        if due is not None:
+            self._timer = self._loop.call_at(due, self.turn)
+        elif self._idle is None and self._answers:
+            self._idle = self._loop.call_later(_IDLE_SECONDS, self._rest)
+
+    def _answered(self, answers: AnswerSocket) -> None:
+        now = self._loop.time()
+        for packet in answers.receive(_PACKETS_PER_TURN):
+            verdict = self.prover.receive(packet, now)
+            if verdict is not None:
+                self._decided.pop(verdict.key)(verdict.outcome)
+        if self.prover.deadline() is None and self._idle is None:
+            self.turn()
+
+    def _rest(self) -> None:
+        self._idle = None
+        for answers in self._answers.values():
+            self._loop.remove_reader(answers.fileno())
+            answers.close()
+        self._answers.clear()
