@@ -32,6 +32,8 @@ class Listener(Protocol):
 
     def agent_hello(self, link: AgentLink, hello: messages.Hello) -> None: ...
 
+    def agent_died(self, died: messages.Died) -> None: ...
+
     def agent_said(self, link: AgentLink, said: list[messages.FromAgent]) -> None: ...
 
     def agent_gone(self, link: AgentLink) -> None: ...
@@ -93,7 +95,10 @@ class AgentLink:
         try:
             with eventlet.Timeout(_HELLO_SECONDS):
                 said = self._next(reader)
-            if not said or not isinstance(said[0], messages.Hello):
+            if isinstance(said[0], messages.Died):
+                listener.agent_died(said[0])
+                return
+            if not isinstance(said[0], messages.Hello):
                 raise MessageRefused("the first message must be Hello")
             listener.agent_hello(self, said[0])
             said = said[1:]

@@ -19,7 +19,7 @@ import msgspec
 from controller import steering
 from controller.collector import Collector
 from controller.detector import Cause, Detector, Failure
-from controller.gate import Decision, Gate, Held, decide
+from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide
 from controller.ownership import Ownership
 from controller.steering import Attachment
 from controller.takeover import History, Phase, Takeover
@@ -258,6 +258,13 @@ class Conductor:
         failure = self.detector.failed(name, Cause.PROCESS_ENDED)
         return self._failed(failure, now) if failure is not None else []
 
+    def died(self, died: messages.Died, now: float) -> list[Action]:
+        """A sentinel saw its agent's process end, before the kernel has closed anything of it."""
+        server = self.servers.get(died.server)
+        if server is None or server.incarnation != died.incarnation:
+            return []
+        return self.disconnected(died.server, now)
+
     def received(self, name: str, message: messages.FromAgent, now: float) -> list[Action]:
         """Anything but `Hello` and `Store`."""
         server = self.servers[name]
@@ -265,8 +272,6 @@ class Conductor:
         if isinstance(message, messages.Heartbeat):
             server.connections, server.load, server.lag = message.connections, message.load, message.lag
             return []
-        if isinstance(message, messages.Here):
-            return [SendToSwitch(steering.forward(h.in_port, h.packet)) for h in self.gate.here(name, message.nonce)]
         if isinstance(message, messages.Prepared):
             if message.owner in self.servers:
                 self.servers[message.owner].unready = message.unready
@@ -285,15 +290,19 @@ class Conductor:
     def closed(self, name: str, connections: Iterable[str]) -> tuple[list[str], list[Action]]:
         """Connections ended in good order: (those that were this server's, actions)."""
         gone = self.collector.forget(name, connections)
+        actions: list[Action] = [
+            SendToSwitch(steering.forward(held.in_port, held.packet)) for held in self.gate.closed(name, gone)
+        ]
         backup = self.servers[name].backup
-        if backup is None or not gone:
-            return gone, []
-        return gone, [Send(backup, messages.Forget(name, gone))]
+        if backup is not None and gone:
+            actions.append(Send(backup, messages.Forget(name, gone)))
+        return gone, actions
 
     # --- failures ---
     def tick(self, now: float) -> list[Action]:
         """Call every `detector.TICK` seconds."""
         actions: list[Action] = []
+        self.gate.expire(now)
         for failure in self.detector.tick(now):
             actions += self._failed(failure, now)
         for name, limit in list(self._recovering.items()):
@@ -392,20 +401,17 @@ class Conductor:
         ]
 
     # --- the close gate ---
-    def close_seen(self, in_port: int, connection: FourTuple, packet: bytes) -> list[Action]:
+    def close_seen(self, in_port: int, connection: FourTuple, packet: bytes, now: float) -> list[Action]:
         """A FIN or RST without the close mark reached the controller."""
         sender = next((s for s in self.servers.values() if s.port == in_port), None)
         record = self.collector.get(connection.id)
         decision = decide(record, sender.name if sender else None, sender.up if sender else False)
-        self.gate.counts[decision.value] += decision is not Decision.HOLD
-        if decision is Decision.FORWARD:
-            return [SendToSwitch(steering.forward(in_port, packet))]
         if decision is Decision.HOLD:
             assert sender is not None
-            nonce = self.gate.hold(Held(sender.name, in_port, packet))
-            if nonce is not None:
-                return [Send(sender.name, messages.AreYouThere(nonce))]
-        return []
+            self.gate.hold(Held(connection.id, sender.name, in_port, packet, now + HOLD_SECONDS))
+            return []
+        self.gate.counts[decision.value] += 1
+        return [SendToSwitch(steering.forward(in_port, packet))] if decision is Decision.FORWARD else []
 
     # --- events for the API ---
     def _announce_server(self, server: ServerState) -> Announce:

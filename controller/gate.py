@@ -1,21 +1,25 @@
 """The close gate's decisions: what to do with a FIN or RST that left a protected service without the close mark.
 
-When a process dies its kernel closes its sockets: FIN, or RST if unread data waited. That must not reach a client whose
-connection will be taken over. The gate cannot know yet whether the process is dying, so it *holds* the packet and asks
-the agent: an answer proves life and the packet goes on; a failure means that it is dropped.
+An agent marks every close of its own, so an unmarked one is the kernel's doing: the process is dying (FIN, or RST if
+unread data waited), or a backup's kernel has no socket yet for a connection that it is about to get. Neither may reach
+a client whose connection the shared state knows. Unknown connections nobody can take over: theirs goes on at once.
+
+There is one honest case: somebody destroyed the socket of a live agent (`ss -K`). Then the agent says that the
+connection is over. So the gate *holds* a known connection's packet for a moment, and lets it go when its server says
+so.
 """
 
 from __future__ import annotations
 
 import enum
-import itertools
 from collections import Counter
 from dataclasses import dataclass
 
 from controller.collector import Record
 
 HOLD_LIMIT = 4096
-"""Packets held at most; more are dropped: their connection's client asks again, or the takeover saves it."""
+"""Packets held at most; more are dropped."""
+HOLD_SECONDS = 1.0
 
 
 class Decision(enum.Enum):
@@ -26,9 +30,11 @@ class Decision(enum.Enum):
 
 @dataclass(frozen=True)
 class Held:
+    connection: str
     server: str
     in_port: int
     packet: bytes
+    until: float
 
 
 def decide(record: Record | None, sender: str | None, sender_is_up: bool) -> Decision:
@@ -36,49 +42,47 @@ def decide(record: Record | None, sender: str | None, sender_is_up: bool) -> Dec
     if sender is None or not sender_is_up:
         return Decision.DROP
     if record is None:
-        return Decision.FORWARD  # the shared state does not know it: nobody will take it over
+        return Decision.FORWARD
     if record.responsible == sender and record.settled:
         return Decision.HOLD
-    return Decision.DROP  # the kernel of a backup that has no socket yet, or a server that lost the connection
+    return Decision.DROP
 
 
 class Gate:
-    """Packets that wait for a sign of life."""
+    """Packets that wait for their server's word, the newest of each connection."""
 
     def __init__(self) -> None:
-        self._held: dict[int, list[Held]] = {}
-        self._asked: dict[str, int] = {}
-        self._nonces = itertools.count(1)
+        self._held: dict[str, Held] = {}
         self.counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return sum(len(packets) for packets in self._held.values())
+        return len(self._held)
 
-    def hold(self, held: Held) -> int | None:
-        """Keep the packet. The nonce to ask its server with, or None when a question is under way already."""
-        if len(self) >= HOLD_LIMIT:
+    def hold(self, held: Held) -> None:
+        self.counts[Decision.HOLD.value] += 1
+        if held.connection in self._held or len(self._held) >= HOLD_LIMIT:
             self.counts[Decision.DROP.value] += 1
-            return None
-        nonce = self._asked.get(held.server)
-        if nonce is not None:
-            self._held[nonce].append(held)
-            return None
-        nonce = next(self._nonces)
-        self._asked[held.server] = nonce
-        self._held[nonce] = [held]
-        return nonce
+        if len(self._held) < HOLD_LIMIT:
+            self._held[held.connection] = held
 
-    def here(self, server: str, nonce: int) -> list[Held]:
-        """The server lives: its packets go on."""
-        if self._asked.get(server) != nonce:
-            return []
-        del self._asked[server]
-        packets = self._held.pop(nonce)
-        self.counts[Decision.FORWARD.value] += len(packets)
-        return packets
+    def closed(self, server: str, connections: list[str]) -> list[Held]:
+        """The server says that these are over: their packets go on."""
+        released = [held for name in connections if (held := self._held.pop(name, None)) and held.server == server]
+        self.counts[Decision.FORWARD.value] += len(released)
+        return released
+
+    def expire(self, now: float) -> None:
+        """Drop what nobody vouched for."""
+        while self._held:
+            name, held = next(iter(self._held.items()))
+            if held.until > now:
+                return
+            del self._held[name]
+            self.counts[Decision.DROP.value] += 1
 
     def dead(self, server: str) -> None:
         """The server failed: nothing of it reaches a client."""
-        nonce = self._asked.pop(server, None)
-        if nonce is not None:
-            self.counts[Decision.DROP.value] += len(self._held.pop(nonce))
+        gone = [name for name, held in self._held.items() if held.server == server]
+        for name in gone:
+            del self._held[name]
+        self.counts[Decision.DROP.value] += len(gone)

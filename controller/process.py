@@ -7,13 +7,13 @@ import eventlet
 
 eventlet.monkey_patch(thread=False)
 
-import gc
 import socket
 
 from controller import api, ryu_adapter
-from controller.runtime import Runtime, raise_priority
+from controller.runtime import Runtime
 from state.configuration import Configuration
 from state.errors import LocalError
+from state.process import settle
 from state.store import EmbeddedStore
 
 
@@ -25,9 +25,7 @@ def run(configuration: Configuration) -> None:
     runtime.listen()
     api_socket = api.listen(configuration.api.listen)
     eventlet.spawn_n(api.serve, api_socket, runtime)
-    raise_priority()
-    gc.collect()
-    gc.freeze()
+    settle()
     listen = configuration.switch.listen
     ryu_adapter.run("controller.app", listen.host, listen.port, {"takeover": runtime})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -151,6 +150,9 @@ class Runtime:
         self._links[hello.server] = link
         self.perform([action for action in actions if action not in before])
 
+    def agent_died(self, died: messages.Died) -> None:
+        self.perform(self.conductor.died(died, time.monotonic()))
+
     def agent_said(self, link: AgentLink, said: list[messages.FromAgent]) -> None:
         name, now = link.name, time.monotonic()
         if name is None:
@@ -207,12 +209,4 @@ class Runtime:
         self.perform(self.conductor.port_changed(name, number, up, time.monotonic()))
 
     def close_seen(self, in_port: int, connection: FourTuple, packet: bytes) -> None:
-        self.perform(self.conductor.close_seen(in_port, connection, packet))
-
-
-def raise_priority() -> None:
-    """Ask for more of the CPU than ordinary load has: a late controller or agent looks like a dead one."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, -15)
-    except PermissionError:
-        _log.info("no permission to raise the priority: false alarms are likelier under load")
+        self.perform(self.conductor.close_seen(in_port, connection, packet, time.monotonic()))

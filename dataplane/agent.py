@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import os
 import socket
@@ -27,6 +26,7 @@ from dataplane.http import HTTP
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
 from dataplane.proving import Proving
+from dataplane.sentinel import Sentinel
 from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Registry, TcpLayer
 from dataplane.stall_guard import StallGuard
@@ -36,6 +36,7 @@ from state.configuration import Configuration, Server, Service
 from state.datablock import FourTuple
 from state.errors import LocalError, RepairError
 from state.messages import FromController, Hello
+from state.process import settle
 
 _BACKLOG = 4096
 _ACCEPTS_PER_TURN = 64
@@ -52,8 +53,10 @@ class Agent:
     def __init__(self, configuration: Configuration, server: Server) -> None:
         self._configuration = configuration
         self._server = server
+        self._sentinel = Sentinel(server.name, configuration.agents)
+        self._sentinel.start()
         self.name = server.name
-        self.incarnation = time.time_ns()
+        self._live()
         self.epoch = 0
         self.root = DocumentRoot(server.docroot)
         self._mac = _mac_of(server.address)
@@ -79,8 +82,7 @@ class Agent:
                 self._listen(vip.address, service)
         count = await self.root.index()
         _log.info("%s serves %s (%d objects indexed)", self.name, self.root.root, count)
-        gc.collect()
-        gc.freeze()  # what is here now stays: later collections need not look at it
+        settle()
         self._next_beat = self._loop.time()
         self._beat()
         try:
@@ -200,8 +202,6 @@ class Agent:
             self._link.send(messages.Prepared(message.owner, self._unready.count(message.owner), refused))
         elif isinstance(message, messages.Resume):
             self._resume(message)
-        elif isinstance(message, messages.AreYouThere):
-            self._link.send(messages.Here(message.nonce))
         elif isinstance(message, messages.Refused):
             self._refused(message)
 
@@ -216,8 +216,13 @@ class Agent:
             for connection in list(self._connections.values()):
                 connection.abandon()
             self._closed.clear()  # they are not closed: another server has them
-            self.incarnation = time.time_ns()
+            self._live()
         self._link.disconnect()
+
+    def _live(self) -> None:
+        """Begin a life: an incarnation that no other has had."""
+        self.incarnation = time.time_ns()
+        self._sentinel.live(self.incarnation)
 
     # --- backup.Adopter ---
     def _resume(self, order: messages.Resume) -> None:

@@ -4,9 +4,9 @@ Sans-IO with time: `probes(now)` gives packets to send, `receive(packet, now)` t
 when to call `probes` again. A connection leaves with a `Proof`, or when `Prover` is told to give it up. Nothing here
 gives up by itself except on the client's own word (RST).
 
-Re-probing backs off from 4 ms to 250 ms. Every probe has a fresh random byte and all of them stay valid: whichever is
-answered, the answer came after the fence. The first probes lie up to 2**30 below what is acknowledged; every third is
-near, for a stateful firewall that drops the far ones.
+Re-probing backs off from 1 ms (or longer, if there are many) to 250 ms. Every probe has a fresh random byte and all of
+them stay valid: whichever is answered, the answer came after the fence. The first probes lie up to 2**30 below what is
+acknowledged; every third is near, for a stateful firewall that drops the far ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from dataplane.segment import Segment
 from dataplane.sequence import Seq
 from state.errors import SegmentMalformed
 
-FIRST_RETRY = 0.004
+FIRST_RETRY = 0.001
+_RETRY_PER_CANDIDATE = 0.0001
+"""Asking many takes time: nobody is asked twice before all were asked once and could answer."""
 LAST_RETRY = 0.25
 _FAR = 1 << 30
 _NEAR = 1 << 12
@@ -40,7 +42,7 @@ class _Candidate:
     key: Key
     expected: Expectation
     tries: int = 0
-    retry: float = FIRST_RETRY
+    retry: float = 0.0
     challenges: list[int] = field(default_factory=list)
 
 
@@ -91,8 +93,9 @@ class Prover:
             if candidate is None:
                 continue
             packets.append(self._probe(candidate))
+            first = max(FIRST_RETRY, len(self._candidates) * _RETRY_PER_CANDIDATE)
+            candidate.retry = min(max(first, candidate.retry * 2), LAST_RETRY)
             heapq.heappush(self._due, (now + candidate.retry, key))
-            candidate.retry = min(candidate.retry * 2, LAST_RETRY)
         return packets
 
     def _probe(self, candidate: _Candidate) -> bytes:

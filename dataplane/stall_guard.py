@@ -87,7 +87,9 @@ class StallGuard:
     def _proven(self, connection: LiveConnection, watch: Watch, outcome: Proof | Doubt) -> None:
         if connection.over:
             return
-        _log.info("%s stood still at %d of %d: %s", connection.connection.id, watch.acked, connection.stream.sent, outcome)
+        _log.info(
+            "%s stood still at %d of %d: %s", connection.connection.id, watch.acked, connection.stream.sent, outcome
+        )
         if isinstance(outcome, Doubt):
             connection.reset()
             return

@@ -65,10 +65,11 @@ class Heartbeat(Message):
     lag: float
 
 
-class Here(Message):
-    """Answer to `AreYouThere`."""
+class Died(Message):
+    """From an agent's sentinel, as the only message of its connection: that life of the agent has just ended."""
 
-    nonce: UInt63
+    server: Name
+    incarnation: UInt63
 
 
 class Prepared(Message):
@@ -140,14 +141,8 @@ class Resume(Message):
     epoch: UInt63
 
 
-class AreYouThere(Message):
-    """Is the process alive? A FIN or RST of its without the close mark waits at the controller."""
-
-    nonce: UInt63
-
-
-FromAgent = Hello | Store | Closed | Heartbeat | Here | Prepared | Resumed
-FromController = Welcome | Refused | Stored | Backup | Forget | Synchronised | Resume | AreYouThere
+FromAgent = Hello | Store | Closed | Heartbeat | Died | Prepared | Resumed
+FromController = Welcome | Refused | Stored | Backup | Forget | Synchronised | Resume
 
 _encoder = msgspec.msgpack.Encoder()
 _from_agent = msgspec.msgpack.Decoder(FromAgent)
