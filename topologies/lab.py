@@ -51,9 +51,9 @@ class Lab:
         config: str | None = None,
         state: str = "embedded",
         docroots: dict[str, str] | None = None,
-        unprotected: bool = False,
+        both: bool = False,
     ) -> None:
-        """`docroots`: another document root for some servers; `unprotected`: no checkpoints and no close gate."""
+        """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection."""
         if servers < 1 or clients < 1 or servers > 32 or clients > 32:
             raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
         if state != "embedded":
@@ -64,7 +64,7 @@ class Lab:
         self._docroot = Path(docroot).resolve() if docroot is not None else FOLDER / "www"
         self._make_objects = docroot is None
         self._docroots = docroots or {}
-        self._unprotected = unprotected
+        self._both = both
         self._config_file = config
         self._given = configuration_.load(config) if config is not None else None
         self._record = Record()
@@ -138,12 +138,15 @@ class Lab:
         from topologies import vip
 
         names = [f"s{number}" for number in range(1, self._server_count + 1)]
+        services = "{port: 80, protocol: http}"
+        if self._both:
+            services += ", {port: 81, protocol: http, protected: false}"
         text = f"""# Made by the lab.
 switch: {{bridge: {vip.BRIDGE}, listen: "127.0.0.1:6653"}}
 agents: {{listen: "{_CONTROLLER}:{_AGENTS_PORT}"}}
 vips:
   - address: {vip.VIP}
-    services: [{{port: 80, protocol: http, protected: {"false" if self._unprotected else "true"}}}]
+    services: [{services}]
 state: {{embedded: {FOLDER}/state.db}}
 servers:
 """
