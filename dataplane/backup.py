@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dataplane.connection import Host, LiveConnection, recreate
+from dataplane import repair
+from dataplane.connection import Host, LiveConnection
 from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.objects import ObjectMissing, OpenObject
 from dataplane.prover import Key, key_of, reset_segment
@@ -219,7 +220,7 @@ class Takeover:
     def _recreate(self, entry: Unready, proof: Proof) -> LiveConnection:
         header, began = entry.header, time.perf_counter()
         stream = ByteStream.resumed(header.iss, entry.stream, proof)
-        sock = recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt), stream, entry.objects)
+        sock = repair.recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt))
         self._progress.recreate_us += int((time.perf_counter() - began) * 1e6)
         tcp = entry.tcp
         if tcp.timestamps:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 from dataplane import repair
@@ -21,9 +21,9 @@ from dataplane.sequence import Seq
 from dataplane.stack import Application, TcpLayer, make_block
 from dataplane.stream import ByteStream, Literal
 from state.datablock import FourTuple, Header
-from state.errors import CheckpointRefused, RepairError
+from state.errors import CheckpointRefused
 from state.messages import CLOSE_MARK
-from state.sections import LIMIT_EXTENTS, ObjectRef, TcpSection
+from state.sections import LIMIT_EXTENTS, ObjectRef
 
 _READ_BYTES = 64 * 1024
 _SENDFILE_BYTES = 512 * 1024
@@ -112,7 +112,7 @@ class LiveConnection:
         repair.abandon(self._sock)
         self.stream.rewind(proof)
         rcv_nxt = self._irs + 1 + self.stream.rcv_nxt_offset
-        self._sock = recreate(self.connection, self._tcp.section, proof, rcv_nxt, self.stream, self._objects)
+        self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt)
         self._fd = self._sock.fileno()
         if not self.stream.input_ended:
             self._loop.add_reader(self._fd, self._readable)
@@ -133,6 +133,10 @@ class LiveConnection:
     def acked_position(self) -> int:
         """Position up to which this kernel knows the client to have everything."""
         return self.stream.sent - self._unacknowledged()
+
+    def snd_nxt_position(self) -> int:
+        """Position of SND.NXT: an ACK beyond it is ignored by this kernel."""
+        return self.stream.sent - repair.unsent(self._sock)
 
     @property
     def over(self) -> bool:
@@ -393,27 +397,6 @@ class LiveConnection:
             self.reset()
         else:
             self._linger = self._loop.call_later(_LINGER_CHECK, self._watch_tail)
-
-
-def recreate(
-    connection: FourTuple,
-    tcp: TcpSection,
-    proof: Proof,
-    rcv_nxt: Seq,
-    stream: ByteStream,
-    objects: Mapping[str, OpenObject],
-) -> socket.socket:
-    """The kernel's connection for a stream that stands at `proof` (see `repair.recreate`). Raises `RepairError`."""
-    in_flight: list[bytes] = []
-    for piece in stream.plan(min(proof.position, stream.map.end), stream.sent):
-        if isinstance(piece, Literal):
-            in_flight.append(piece.data)
-        else:
-            data = os.pread(objects[piece.object.identifier].fd, piece.length, piece.offset)
-            if len(data) != piece.length:
-                raise RepairError(f"recreating {connection.id}: {piece.object.identifier} was cut short")
-            in_flight.append(data)
-    return repair.recreate(connection, tcp, proof, rcv_nxt, in_flight)
 
 
 def refuse_quietly(sock: socket.socket) -> None:

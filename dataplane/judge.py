@@ -101,8 +101,8 @@ class Proof:
     sacked: int = 0
     """Position up to which the client may hold bytes out of order (the highest SACK edge), or `position`.
 
-    Once the hole below is filled the client's ACK jumps there. A connection whose SND.NXT is still below would ignore
-    that ACK, and all later ones (RFC 9293, 3.10.7.4: it acknowledges something not yet sent).
+    Once the hole below is filled the client's ACK jumps there. A connection whose SND.NXT is still below ignores that
+    ACK, and all later ones (RFC 9293, 3.10.7.4: it acknowledges something not yet sent); see `stall_guard`.
     """
 
 

@@ -110,10 +110,6 @@ class Prover:
         # Strictly below the client's RCV.NXT - 1: a byte that ends exactly there would be acceptable.
         return expected.acked_seq - 2 - self._random.randrange(reach)
 
-    def nudge(self, expected: Expectation) -> bytes:
-        """A probe for a connection that exists again: the client's answer tells its kernel what the client holds."""
-        return _probe_segment(expected, self._challenge(expected, _FAR))
-
     def receive(self, packet: bytes, now: float) -> Verdict | None:
         """A packet that came after the fence. None when it decides nothing."""
         del now  # an answer is as good late as early: only `give_up` ends the wait

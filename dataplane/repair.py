@@ -11,14 +11,11 @@ The recipe for recreating (order matters; kernel that each step needs):
     TCP_REPAIR_OPTIONS            3.5   MSS, window scale (send | receive << 16), SACK, timestamps: value 0, else EINVAL
     TCP_TIMESTAMP                 3.9   our next TSval; below the client's newest it costs seconds (PAWS)
     TCP_REPAIR_WINDOW             4.8   the client's window, and what we may assume to have offered
-    send() to the send queue      3.5   bytes that count as sent: up to the highest SACK edge (see below)
     TCP_REPAIR = -1               4.19  leave without the window probe that 0 would send
     SO_REUSEADDR                        leaving cleared it: without it the service cannot be started again
 
-Bytes that the dead server had sent and the client had not acknowledged are sent again from the object, which the caller
-has. If the client holds some of them out of order, its next ACK will jump over them, and the kernel ignores an ACK
-beyond SND.NXT, for ever. So the bytes up to the highest SACK edge go into the send queue as *already sent*; the
-client's next SACK then tells this kernel what is missing, and only that is retransmitted.
+Nothing is in either queue: bytes that the dead server had sent and the client had not acknowledged are sent again from
+the object, which the caller has.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dataplane.judge import Proof
@@ -49,10 +45,8 @@ _RECEIVE_QUEUE, _SEND_QUEUE = 1, 2
 _OPTION_MSS, _OPTION_WINDOW, _OPTION_SACK, _OPTION_TIMESTAMP = 2, 3, 4, 8
 _INFO_TIMESTAMPS, _INFO_SACK, _INFO_WSCALE = 1, 2, 4
 
-_SO_SNDBUFFORCE = 32
-_SO_BUF_LOCK = 72
-_SEND_QUEUE_SLACK = 1 << 20
 _SIOCOUTQ = termios.TIOCOUTQ
+_SIOCOUTQNSD = 0x894B  # linux/sockios.h
 _CLOSE_TOS = socket.IP_TOS
 
 _OPTION = struct.Struct("=II")
@@ -109,12 +103,8 @@ def read(connection: socket.socket) -> Snapshot:
 _TCP_CLOSE_WAIT = 8  # net/tcp_states.h
 
 
-def recreate(
-    connection: FourTuple, tcp: TcpSection, proof: Proof, rcv_nxt: Seq, in_flight: Sequence[bytes] = ()
-) -> socket.socket:
-    """The connection, ESTABLISHED in this kernel, non-blocking.
-
-    SND.UNA is `proof.ack`. `in_flight` are the stream's bytes from there up to `proof.sacked`; SND.NXT is behind them.
+def recreate(connection: FourTuple, tcp: TcpSection, proof: Proof, rcv_nxt: Seq) -> socket.socket:
+    """The connection, ESTABLISHED in this kernel, non-blocking; SND.UNA and SND.NXT are `proof.ack`.
 
     Raises `RepairError` with the step that failed; nothing is left behind and nothing was sent.
     """
@@ -146,9 +136,6 @@ def recreate(
             _TCP_REPAIR_WINDOW,
             _WINDOW.pack(rcv_nxt, proof.window, max(tcp.wmax, proof.window), _RECEIVE_WINDOW, rcv_nxt),
         )
-        if in_flight:
-            step = "filling the send queue"
-            _fill_send_queue(sock, in_flight)
         step = "leaving repair"
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_OFF_NO_WINDOW_PROBE)
         step = "SO_REUSEADDR"
@@ -157,18 +144,6 @@ def recreate(
         sock.close()
         raise RepairError(f"recreating {connection.id}: {step}: {error}") from None
     return sock
-
-
-def _fill_send_queue(sock: socket.socket, in_flight: Sequence[bytes]) -> None:
-    """In repair mode: queue bytes as sent and not acknowledged. Raises `OSError`."""
-    size = sum(map(len, in_flight))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * size + _SEND_QUEUE_SLACK)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)  # the kernel may go on tuning the buffer (5.14)
-    sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _SEND_QUEUE)
-    for data in in_flight:
-        view = memoryview(data)
-        while view:
-            view = view[sock.send(view) :]
 
 
 _RECEIVE_WINDOW = 65535
@@ -200,6 +175,11 @@ def abandon(connection: socket.socket) -> None:
 def unacknowledged(connection: socket.socket) -> int:
     """Bytes handed to the kernel that the client has not acknowledged (SIOCOUTQ; a sent FIN counts as one)."""
     return int(struct.unpack("=i", fcntl.ioctl(connection, _SIOCOUTQ, b"\0\0\0\0"))[0])
+
+
+def unsent(connection: socket.socket) -> int:
+    """Bytes handed to the kernel that it has not sent for the first time (SIOCOUTQNSD)."""
+    return int(struct.unpack("=i", fcntl.ioctl(connection, _SIOCOUTQNSD, b"\0\0\0\0"))[0])
 
 
 def input_unread(connection: socket.socket) -> int:

@@ -1,9 +1,15 @@
 """Watches connections for a while after they were recreated, and mends those that do not move.
 
-A recreated connection has no round-trip sample: its retransmission timer stands at 1 to 3 s. If its first flight is
-lost, or if the client turns out to hold bytes beyond SND.NXT that its answer had no room to name (the SACK option has
-three blocks), the kernel would wait that long, or for ever. The guard looks after 20 ms, then twice as late each time.
-A connection that has something outstanding and made no progress since the last look is proven again and made anew.
+Two things can stop a recreated connection, and for both the kernel would wait for seconds or for ever:
+
+* Its first flight is lost. It has no round-trip sample, so its retransmission timer stands at 1 to 3 s.
+* The client holds bytes beyond a hole (its answer had SACK blocks). When the hole is filled, its ACK jumps over them.
+  This kernel has not sent so far yet, and ignores an ACK beyond SND.NXT, and so all that follow.
+
+So a connection whose client holds bytes beyond a hole is asked again every millisecond until it is past them; if its
+ACK has jumped beyond SND.NXT, the connection is made anew there, which also saves sending those bytes twice. Any other
+is looked at after 20 ms, then twice as late each time; if it has something outstanding and made no progress since the
+last look (or at eight askings), it is proven again and made anew. `docs/decisions/003-out-of-order.md` says what was tried instead.
 
 `Watch` decides and is pure; `StallGuard` is its shell.
 """
@@ -22,37 +28,86 @@ from dataplane.judge import Doubt, Proof
 from dataplane.proving import Proving
 from state.errors import RepairError
 
-_log = logging.getLogger(__name__)
-
 FIRST_LOOK = 0.02
 LAST_LOOK = 0.64
+FIRST_PURSUIT = 0.001
 _LOOKS = 12
+_PURSUITS = 100
+_STILL = 8
+"""Pursuits without progress after which the flight counts as lost."""
+
+_log = logging.getLogger(__name__)
 
 
-class Finding(enum.Enum):
-    WELL = "well"
-    WAIT = "wait"
-    STALLED = "stalled"
+class Step(enum.Enum):
+    LEAVE = "leave"
+    """It lives by itself."""
+    LOOK = "look"
+    """Look again after `interval`."""
+    PROVE = "prove"
+    """Ask the client where it stands, then call `proven`."""
+    REBUILD = "rebuild"
+    """Make it anew from the proof, then go on with `rebuilt`."""
 
 
 @dataclass
 class Watch:
-    """One connection. `goal`: once the client has more than this, the connection lives by itself."""
+    """One connection. Positions are of its send direction (see `sequence_map`)."""
 
     goal: int
+    """Once the client has more than this, the connection lives by itself."""
     acked: int
+    sacked: int
+    """The client may hold bytes up to here out of order; `acked` or less when it does not."""
     interval: float = FIRST_LOOK
     looks: int = 0
+    pursuits: int = 0
+    still: int = 0
 
-    def look(self, acked: int, sent: int) -> Finding:
-        """`acked`, `sent`: positions now. After `WAIT` or `STALLED` look again in `interval` seconds."""
+    @classmethod
+    def after(cls, proof: Proof) -> Watch:
+        watch = cls(0, 0, 0)
+        watch.rebuilt(proof)
+        return watch
+
+    def rebuilt(self, proof: Proof) -> None:
+        """The connection was (re)created from this proof just now."""
+        self.acked, self.sacked = proof.position, proof.sacked
+        self.goal = max(proof.position, proof.sacked)
+        self.pursuits = self.still = 0
+        if self.pursuing:
+            self.interval = FIRST_PURSUIT
+
+    @property
+    def pursuing(self) -> bool:
+        return self.sacked > self.acked and self.pursuits < _PURSUITS
+
+    def look(self, acked: int, sent: int) -> Step:
+        """`acked`: what this kernel knows; `sent`: what it was given."""
+        if acked > self.goal or acked == sent:
+            return Step.LEAVE
+        moved, self.acked = acked > self.acked, max(acked, self.acked)
+        self.still = 0 if moved else self.still + 1
+        if self.pursuing:
+            self.pursuits += 1
+            return Step.PROVE
         self.looks += 1
-        if acked > self.goal or acked == sent or self.looks > _LOOKS:
-            return Finding.WELL
-        moved = acked > self.acked
-        self.acked = acked
-        self.interval = FIRST_LOOK if moved else min(self.interval * 2, LAST_LOOK)
-        return Finding.WAIT if moved else Finding.STALLED
+        if self.looks > _LOOKS:
+            return Step.LEAVE
+        self.interval = FIRST_LOOK if moved else min(max(self.interval, FIRST_LOOK) * 2, LAST_LOOK)
+        return Step.LOOK if moved else Step.PROVE
+
+    def proven(self, proof: Proof, acked: int, snd_nxt: int) -> Step:
+        """What the client said, and where this kernel stands now."""
+        if proof.position > snd_nxt:
+            return Step.REBUILD  # the kernel would ignore the client for ever
+        if proof.window == 0:
+            return Step.LOOK  # nothing to mend: the kernel itself asks when the window opens
+        if self.pursuing and self.still < _STILL:
+            self.sacked = max(self.sacked, proof.sacked)
+            self.goal = max(self.goal, self.sacked)
+            return Step.LOOK
+        return Step.LOOK if acked > self.acked else Step.REBUILD
 
 
 class StallGuard:
@@ -65,44 +120,40 @@ class StallGuard:
 
     def watch(self, connection: LiveConnection, proof: Proof) -> None:
         """Begin with a connection that was just recreated from `proof`."""
-        if proof.sacked > proof.position:
-            # Its kernel has the bytes as sent but not what the client holds of them: the answer to this tells it.
-            self._proving.send(self._proving.prover.nudge(connection.expectation()))
-        watch = Watch(goal=max(proof.position, proof.sacked), acked=proof.position)
+        self._again(connection, Watch.after(proof))
+
+    def _again(self, connection: LiveConnection, watch: Watch) -> None:
         self._loop.call_later(watch.interval, self._look, connection, watch)
 
     def _look(self, connection: LiveConnection, watch: Watch) -> None:
         if connection.over:
             return
         try:
-            finding = watch.look(connection.acked_position(), connection.stream.sent)
-            if finding is Finding.STALLED:
-                self._proving.prove(connection.expectation(), functools.partial(self._proven, connection, watch))
+            step = watch.look(connection.acked_position(), connection.stream.sent)
+            if step is Step.PROVE:
+                decided = functools.partial(self._proven, connection, watch)
+                self._proving.prove(connection.expectation(), decided)
                 self._proving.turn()
         except OSError:
             return  # it ended meanwhile
-        if finding is Finding.WAIT:
-            self._loop.call_later(watch.interval, self._look, connection, watch)
+        if step is Step.LOOK:
+            self._again(connection, watch)
 
     def _proven(self, connection: LiveConnection, watch: Watch, outcome: Proof | Doubt) -> None:
         if connection.over:
             return
-        _log.info(
-            "%s stood still at %d of %d: %s", connection.connection.id, watch.acked, connection.stream.sent, outcome
-        )
         if isinstance(outcome, Doubt):
             connection.reset()
             return
-        if outcome.window > 0:  # with a closed window there is nothing to mend: the kernel asks when it opens
-            try:
+        try:
+            step = watch.proven(outcome, connection.acked_position(), connection.snd_nxt_position())
+            if step is Step.REBUILD:
+                _log.info("%s is made anew at %d", connection.connection.id, outcome.position)
                 connection.rebuild(outcome)
-            except RepairError:
-                self.counts["lost"] += 1
-                connection.lost()
-                return
-            self.counts["rebuilt"] += 1
-            if outcome.sacked > outcome.position:
-                self._proving.send(self._proving.prover.nudge(connection.expectation()))
-            watch.goal = max(outcome.position, outcome.sacked)
-            watch.acked = outcome.position
-        self._loop.call_later(watch.interval, self._look, connection, watch)
+                watch.rebuilt(outcome)
+                self.counts["rebuilt"] += 1
+        except (OSError, RepairError):
+            self.counts["lost"] += 1
+            connection.lost()
+            return
+        self._again(connection, watch)

@@ -66,30 +66,19 @@ class ByteStream:
         """What to hand to the kernel next; None when there is nothing, or nothing that is stored yet."""
         if self.sent >= self.stored:
             return None
-        extent = self.map.locate(self.sent)
-        if extent is None:
+        location = self.map.locate(self.sent)
+        if location is None:
             return None
-        (piece,) = self.plan(self.sent, min(extent.extent.end, self.stored))
-        return piece
+        length = min(location.extent.end, self.stored) - self.sent
+        if location.object is None:
+            assert location.extent.literal is not None
+            return Literal(location.extent.literal[location.into : location.into + length])
+        return Run(location.object, location.offset, length)
 
     def rewind(self, proof: Proof) -> None:
-        """The kernel's connection is made anew from this proof: it has what the client may hold, and no more."""
-        position = min(proof.position, self.map.end)
-        self.map.acknowledge(position)
-        self.sent = min(max(position, proof.sacked), self.map.end)
-
-    def plan(self, start: int, end: int) -> list[Literal | Run]:
-        """What the planned bytes from position `start` to `end` consist of."""
-        pieces: list[Literal | Run] = []
-        while start < end and (location := self.map.locate(start)) is not None:
-            length = min(location.extent.end, end) - start
-            if location.object is None:
-                assert location.extent.literal is not None
-                pieces.append(Literal(location.extent.literal[location.into : location.into + length]))
-            else:
-                pieces.append(Run(location.object, location.offset, length))
-            start += length
-        return pieces
+        """The kernel's connection is made anew from this proof: everything beyond it is to be sent again."""
+        self.sent = min(proof.position, self.map.end)
+        self.map.acknowledge(self.sent)
 
     def handed_over(self, count: int) -> bool:
         """The kernel took `count` bytes. True when the checkpoint has grown old and must be made again."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from topologies.lab import Lab
 
 _READ_BYTES = 1 << 20
+_AFTERMATH_NS = 1_000_000_000
+"""A silence that begins later than this after a fault is not counted as its stall."""
 
 
 @dataclass
@@ -44,8 +46,8 @@ class Watched:
         descriptor = self.process.stdout.fileno()
         while data := os.read(descriptor, _READ_BYTES):
             now = time.time_ns()
-            if self.fault_ns is not None and now > self.fault_ns:
-                # Silence before the fault is not the fault's.
+            if self.fault_ns is not None and now > self.fault_ns and last < self.fault_ns + _AFTERMATH_NS:
+                # Silence before the fault is not the fault's, nor one that begins long after it.
                 gap = now - max(last, self.fault_ns)
                 if gap > self.longest.seconds * 1e9:
                     self.longest = Gap(gap / 1e9, max(last, self.fault_ns))

@@ -1,12 +1,15 @@
-"""What protection costs while nothing fails: the same downloads through the same switch, with checkpoints and close gate
-and without, alternating in one run, so that a noisy machine is noisy for both.
+"""What protection costs while nothing fails: the same downloads through the same switch, with checkpoints and close
+gate and without, alternating in one run, so that a noisy machine is noisy for both.
 """
 
 from __future__ import annotations
 
 import socket
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from dataplane import repair
@@ -78,8 +81,8 @@ def _first_byte(lab: Lab, port: int) -> list[float]:
 
 def _sizes(lab: Lab) -> dict[str, int]:
     """Bytes of a checkpoint: of a connection that waits for its request, and with one object being sent."""
-    idle = lab.popen("c1", ["python3", "-c", "import socket,sys; s=socket.create_connection(('vip',80)); sys.stdin.read()"],
-                     stdin=-1)  # fmt: skip
+    waits = "import socket, sys; s = socket.create_connection(('vip', 80)); sys.stdin.read()"
+    idle = lab.popen("c1", ["python3", "-c", waits], stdin=subprocess.PIPE)
     busy = lab.popen("c1", ["curl", "-sS", "--limit-rate", "1M", "-o", "/dev/null", "http://vip/object.bin"])
     try:
         limit = time.monotonic() + 10
@@ -108,9 +111,6 @@ for value in recreate_many(): print(value)
 
 def _recreate(lab: Lab) -> list[float]:
     """Microseconds in the kernel per recreated connection, in a server's namespace."""
-    import sys
-    from pathlib import Path
-
     folder = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-c", _RECREATOR, folder]
     done = lab.run("s1", command, capture_output=True, check=True, text=True)

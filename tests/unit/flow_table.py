@@ -1,0 +1,260 @@
+"""An OpenFlow 1.3 pipeline in memory: it takes the messages that `controller.steering` returns and answers where a packet
+leaves, and changed how. It refuses what Open vSwitch would refuse, so that a test fails here instead of in the lab."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.ryu_adapter import OFP, PARSER
+
+NORMAL = "normal"
+CONTROLLER = "controller"
+FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+IP, ARP, TCP, ICMP = 0x0800, 0x0806, 6, 1
+
+_ADD_OR_MOD = 0x8000
+_PREREQUISITES = {"ipv4": ("eth_type", IP), "arp": ("eth_type", ARP), "tcp": ("ip_proto", TCP), "ip": ("eth_type", IP)}
+_BITS = {"eth": 48, "ipv4": 32, "metadata": 64}
+
+Packet = dict[str, Any]
+
+
+class SwitchRefused(Exception):
+    """The switch would answer this message with an error."""
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A packet that leaves: by which port (a number, `NORMAL` or `CONTROLLER`), with which fields."""
+
+    port: int | str
+    packet: Packet
+
+
+@dataclass
+class Flow:
+    table: int
+    priority: int
+    match: dict[str, tuple[int, int]]
+    """Field to (value, mask)."""
+    cookie: int
+    instructions: list[Any]
+    packets: int = 0
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.table, self.priority, tuple(sorted(self.match.items())))
+
+    @property
+    def text(self) -> str:
+        return json.dumps([instruction.to_jsondict() for instruction in self.instructions], sort_keys=True)
+
+    def matches(self, packet: dict[str, int]) -> bool:
+        return all(name in packet and packet[name] & mask == value for name, (value, mask) in self.match.items())
+
+    def within(self, match: dict[str, tuple[int, int]]) -> bool:
+        """Does a non-strict delete with `match` name this flow? It must be as specific, or more so."""
+        for name, (value, mask) in match.items():
+            own = self.match.get(name)
+            if own is None or own[1] & mask != mask or own[0] & mask != value:
+                return False
+        return True
+
+
+@dataclass
+class FlowTable:
+    flows: dict[tuple[Any, ...], Flow] = field(default_factory=dict)
+    groups: dict[int, Any] = field(default_factory=dict)
+
+    # --- what the controller says ---
+    def apply(self, messages: Iterable[Any]) -> None:
+        """A bundle: all of it or nothing."""
+        flows, groups = dict(self.flows), dict(self.groups)
+        try:
+            for message in messages:
+                self._take(message)
+        except SwitchRefused:
+            self.flows, self.groups = flows, groups
+            raise
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, PARSER.OFPGroupMod):
+            self._group(message)
+        elif isinstance(message, PARSER.OFPFlowMod):
+            match = {name: _value_and_mask(name, value) for name, value in message.match.items()}
+            if message.command == OFP.OFPFC_ADD:
+                self._add(message, match)
+            elif message.command == OFP.OFPFC_DELETE:
+                self._delete(message, match)
+            else:
+                raise SwitchRefused(f"flow command {message.command} is not simulated")
+        elif isinstance(message, PARSER.OFPMeterMod):
+            raise SwitchRefused("Open vSwitch takes no meters in a bundle")
+        else:
+            raise SwitchRefused(f"{type(message).__name__} changes no table")
+
+    def _group(self, mod: Any) -> None:
+        if mod.command != _ADD_OR_MOD:
+            raise SwitchRefused(f"group command {mod.command} depends on whether the group exists")
+        if mod.type == OFP.OFPGT_INDIRECT and len(mod.buckets) != 1:
+            raise SwitchRefused("an indirect group has exactly one bucket")
+        self.groups[mod.group_id] = mod
+
+    def _add(self, mod: Any, match: dict[str, tuple[int, int]]) -> None:
+        for name, (value, mask) in match.items():
+            needs = _PREREQUISITES.get(name.split("_")[0]) if name != "ip_proto" else ("eth_type", IP)
+            if needs is not None and match.get(needs[0], (None,))[0] != needs[1]:
+                raise SwitchRefused(f"a match on {name} needs {needs[0]}={needs[1]}")
+            if value & ~mask:
+                raise SwitchRefused(f"{name} matches bits outside its mask")
+        for instruction in mod.instructions:
+            if isinstance(instruction, PARSER.OFPInstructionGotoTable) and instruction.table_id <= mod.table_id:
+                raise SwitchRefused("goto goes to later tables only")
+            for action in getattr(instruction, "actions", []):
+                if isinstance(action, PARSER.OFPActionGroup) and action.group_id not in self.groups:
+                    raise SwitchRefused(f"there is no group {action.group_id}")
+        if mod.idle_timeout or mod.hard_timeout:
+            raise SwitchRefused("a flow that expires does not outlive the controller")
+        flow = Flow(mod.table_id, mod.priority, match, mod.cookie, mod.instructions)
+        self.flows[flow.key] = flow
+
+    def _delete(self, mod: Any, match: dict[str, tuple[int, int]]) -> None:
+        for key, flow in list(self.flows.items()):
+            if mod.table_id not in (OFP.OFPTT_ALL, flow.table):
+                continue
+            if flow.cookie & mod.cookie_mask == mod.cookie & mod.cookie_mask and flow.within(match):
+                del self.flows[key]
+
+    # --- what packets meet ---
+    def send(self, packet: Packet, in_port: int) -> list[Leaving]:
+        """Everything that leaves because this packet came in."""
+        packet, metadata, table = dict(packet), 0, 0
+        leaving: list[Leaving] = []
+        while table is not None:
+            flow = self._lookup(table, {**_numbers(packet), "in_port": in_port, "metadata": metadata})
+            if flow is None:
+                break
+            flow.packets += 1
+            table = None
+            for instruction in flow.instructions:
+                if isinstance(instruction, PARSER.OFPInstructionActions):
+                    leaving += self._act(instruction.actions, packet, in_port)
+                elif isinstance(instruction, PARSER.OFPInstructionWriteMetadata):
+                    mask = instruction.metadata_mask
+                    metadata = metadata & ~mask | instruction.metadata & mask
+                elif isinstance(instruction, PARSER.OFPInstructionGotoTable):
+                    table = instruction.table_id
+                elif not isinstance(instruction, PARSER.OFPInstructionMeter):
+                    raise SwitchRefused(f"{type(instruction).__name__} is not simulated")
+        return leaving
+
+    def _lookup(self, table: int, packet: dict[str, int]) -> Flow | None:
+        found = [flow for flow in self.flows.values() if flow.table == table and flow.matches(packet)]
+        if not found:
+            return None
+        highest = max(flow.priority for flow in found)
+        best = [flow for flow in found if flow.priority == highest]
+        assert len({flow.text for flow in best}) == 1, f"which of these wins is undefined: {best}"
+        return best[0]
+
+    def _act(self, actions: list[Any], packet: Packet, in_port: int) -> list[Leaving]:
+        leaving: list[Leaving] = []
+        for action in actions:
+            if isinstance(action, PARSER.OFPActionSetField):
+                packet[action.key] = action.value
+            elif isinstance(action, PARSER.NXActionRegMove):
+                packet[action.dst_field] = packet[action.src_field]
+            elif isinstance(action, PARSER.OFPActionGroup):
+                for bucket in self.groups[action.group_id].buckets:
+                    leaving += self._act(bucket.actions, dict(packet), in_port)
+            elif isinstance(action, PARSER.OFPActionOutput):
+                if action.port != in_port:  # OpenFlow sends nothing back unless IN_PORT says so
+                    leaving.append(Leaving(_port(action.port, in_port), dict(packet)))
+            else:
+                raise SwitchRefused(f"{type(action).__name__} is not simulated")
+        return leaving
+
+    # --- for comparing ---
+    def content(self) -> dict[Any, Any]:
+        """What stands in the switch, counters apart."""
+        flows: dict[Any, Any] = {key: (flow.cookie, flow.text) for key, flow in self.flows.items()}
+        groups = {("group", number): json.dumps(mod.to_jsondict()) for number, mod in self.groups.items()}
+        return {**flows, **groups}
+
+    def caught(self, cookie: int) -> int:
+        """Packets that flows with this cookie have seen."""
+        return sum(flow.packets for flow in self.flows.values() if flow.cookie == cookie)
+
+
+def _port(port: int, in_port: int) -> int | str:
+    named = {OFP.OFPP_NORMAL: NORMAL, OFP.OFPP_CONTROLLER: CONTROLLER, OFP.OFPP_IN_PORT: in_port}
+    return named.get(port, port)
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, int):
+        return value
+    if ":" in value:
+        return int(value.replace(":", ""), 16)
+    return int(ipaddress.IPv4Address(value))
+
+
+def _numbers(packet: Packet) -> dict[str, int]:
+    return {name: _number(value) for name, value in packet.items()}
+
+
+def _value_and_mask(name: str, value: Any) -> tuple[int, int]:
+    if isinstance(value, tuple):
+        return _number(value[0]), _number(value[1])
+    return _number(value), (1 << _BITS.get(name.split("_")[0], 32)) - 1
+
+
+# --- packets ---
+def to_vip(client_port: int, *, client: str = "10.0.1.1", vip: str = "10.0.0.100", port: int = 80, flags: int = SYN):
+    """A client's segment for the VIP, as it enters the switch."""
+    return {
+        "eth_type": IP,
+        "eth_src": "0a:00:00:00:01:01",
+        "eth_dst": "02:7a:0a:00:00:64",
+        "ip_proto": TCP,
+        "ip_dscp": 0,
+        "ipv4_src": client,
+        "ipv4_dst": vip,
+        "tcp_src": client_port,
+        "tcp_dst": port,
+        "tcp_flags": flags,
+    }
+
+
+def from_vip(client_port: int, *, flags: int = ACK, mark: int = 0, client: str = "10.0.1.1", port: int = 80):
+    """A server's segment with the VIP as its source."""
+    return {
+        "eth_type": IP,
+        "eth_src": "0a:00:00:00:00:01",
+        "eth_dst": "0a:00:00:00:01:01",
+        "ip_proto": TCP,
+        "ip_dscp": mark,
+        "ipv4_src": "10.0.0.100",
+        "ipv4_dst": client,
+        "tcp_src": port,
+        "tcp_dst": client_port,
+        "tcp_flags": flags,
+    }
+
+
+def arp(operation: int, sender: str, target: str, mac: str = "0a:00:00:00:01:01"):
+    """An ARP packet: `sender` asks for `target` (operation 1), or answers it (2)."""
+    return {
+        "eth_type": ARP,
+        "eth_src": mac,
+        "eth_dst": "ff:ff:ff:ff:ff:ff",
+        "arp_op": operation,
+        "arp_sha": mac,
+        "arp_spa": sender,
+        "arp_tha": "00:00:00:00:00:00",
+        "arp_tpa": target,
+    }
