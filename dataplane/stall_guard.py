@@ -9,7 +9,8 @@ Two things can stop a recreated connection, and for both the kernel would wait f
 So a connection whose client holds bytes beyond a hole is asked again every millisecond until it is past them; if its
 ACK has jumped beyond SND.NXT, the connection is made anew there, which also saves sending those bytes twice. Any other
 is looked at after 20 ms, then twice as late each time; if it has something outstanding and made no progress since the
-last look (or at eight askings), it is proven again and made anew. `docs/decisions/003-out-of-order.md` says what was tried instead.
+last look (or at eight askings), it is proven again and made anew. `docs/decisions/003-out-of-order.md` says what was
+tried instead.
 
 `Watch` decides and is pure; `StallGuard` is its shell.
 """

@@ -1,4 +1,4 @@
-"""Builders that the controller's tests share: configurations, checkpoints, and a conductor with its servers already up."""
+"""Builders that the controller's tests share: configurations, checkpoints, and a conductor with its servers up."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 from controller import conductor
 from controller.conductor import Action, Conductor
+from controller.detector import TICK
 from state import configuration, messages
 from state.configuration import Configuration
 from state.datablock import DataBlock, FourTuple, Header
 from state.sections import STREAM, TCP, Extent, ObjectRef, StreamSection, TcpSection
+from tests.unit.flow_table import ACK, NORMAL, FlowTable, from_vip
 
 VIP = "10.0.0.100"
 CLIENT = "10.0.1.1"
@@ -198,3 +200,21 @@ class Scene:
         """Owner of each slot of the first VIP."""
         ownership = self.conductor.ownership
         return {number: ownership.owner[home] for (_, number), home in ownership.home.items()}
+
+
+def ticks(scene: Scene, seconds: float) -> list[Action]:
+    """Time passes at the loop's pace; the actions of all ticks."""
+    actions: list[Action] = []
+    for _ in range(round(seconds / TICK)):
+        scene.now += TICK
+        actions += scene.conductor.tick(scene.now)
+    return actions
+
+
+def passing(table: FlowTable, client_port: int) -> list[int]:
+    """Switch ports from which the VIP's packet for this client leaves."""
+    return [
+        port
+        for port in (1, 2, 3)
+        if [out.port for out in table.send(from_vip(client_port, flags=ACK), port)] == [NORMAL]
+    ]

@@ -1,5 +1,5 @@
-"""Every order of events that two failures and one return can come in, for two and for three servers. After each step the
-invariants of the design are asked; a violation is reported with the shortest path of events that leads to it."""
+"""Every order of events that two failures and one return can come in, for two and for three servers. After each step
+the invariants of the design are asked; a violation is reported with the shortest path of events that leads to it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from tests.unit.flow_table import FlowTable, from_vip, to_vip
 
 FAILURES, RETURNS = 2, 1
 SLOTS = 4
-CONNECTIONS = {40_000 + 2 * slot: slot for slot in range(SLOTS)}
-"""Client port of one connection in each slot, and the slot."""
-IDLE = 50_000
-"""A client port of the first slot that has no connection."""
+CONNECTIONS = {40_000 + 2 * slot for slot in range(SLOTS - 1)}
+"""Client ports: one connection in each slot but the last."""
+NEW = 40_000 + 2 * (SLOTS - 1)
+"""In the last slot, a client connects after a server has returned."""
 
 INVARIANTS = {
     "speakers": "at most one server's packets leave for a connection, and never a fenced one's",
     "resume": "Resume is never sent before the commit of its own takeover, and only to the heir",
     "heir": "a failed server is never heir",
     "checkpoints": "an heir that is told to resume has the checkpoint of every connection that it is to resume",
+    "elsewhere": "an heir resumes no connection that lives at another server",
     "accepted": "the checkpoints that an heir makes of what it took over are accepted",
     "ends": "no takeover waits for ever once commits and reports were delivered",
     "accounted": "once all was delivered every connection lives at the owner of its slot or was counted as lost",
@@ -44,6 +45,7 @@ class Agent:
     """A server's agent as far as the controller can see it."""
 
     incarnation: int
+    epoch: int = 0
     unready: dict[str, set[int]] = field(default_factory=dict)
     """Client ports of the unready connections, by owner."""
     orders: dict[int, tuple[set[int], int]] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class Agent:
     def clone(self) -> Agent:
         unready = {owner: set(ports) for owner, ports in self.unready.items()}
         orders = {number: (set(ports), epoch) for number, (ports, epoch) in self.orders.items()}
-        return Agent(self.incarnation, unready, orders, set(self.live))
+        return Agent(self.incarnation, self.epoch, unready, orders, set(self.live))
 
 
 @dataclass
@@ -66,12 +68,13 @@ class World:
     bundles: list[conductor.Commit] = field(default_factory=list)
     """Sent to the switch and not yet carried out; it keeps their order."""
     replies: list[int] = field(default_factory=list)
-    """Takeovers whose bundle is carried out but whose reply is on its way."""
+    """Takeovers whose bundle is carried out but whose reply is on its way, in the order in which they come."""
     committed: set[int] = field(default_factory=set)
     moved: dict[int, set[int]] = field(default_factory=dict)
     """Connections of each takeover."""
     failures: int = 0
     returns: int = 0
+    connected: bool = False
     broken: set[str] = field(default_factory=set)
 
     def clone(self) -> World:
@@ -87,6 +90,7 @@ class World:
             dict(self.moved),
             self.failures,
             self.returns,
+            self.connected,
         )
 
     def key(self) -> tuple[object, ...]:
@@ -97,6 +101,7 @@ class World:
             (
                 name,
                 agent.incarnation,
+                agent.epoch,
                 repr(sorted(agent.unready.items())),
                 repr(agent.orders),
                 tuple(sorted(agent.live)),
@@ -109,7 +114,18 @@ class World:
         )
         waiting = tuple(bundle.takeovers for bundle in self.bundles)
         kept = self.conductor.saved().value
-        return (kept, takeovers, backups, held, records, waiting, tuple(self.replies), self.failures, self.returns)
+        return (
+            kept,
+            takeovers,
+            backups,
+            held,
+            records,
+            waiting,
+            tuple(self.replies),
+            self.failures,
+            self.returns,
+            self.connected,
+        )
 
     # --- events ---
     def possible(self) -> Iterator[Event]:
@@ -117,9 +133,12 @@ class World:
             yield from (("fail", name) for name in sorted(self.agents))
         if self.returns < RETURNS and self.failures:
             yield from (("return", name) for name in self.conductor.servers if name not in self.agents)
+        if self.returns and not self.connected and self.reached(NEW) == [self.owner(NEW)]:
+            yield ("connect",)
         if self.bundles:
             yield ("switch",)
-        yield from (("reply", str(number)) for number in self.replies)
+        if self.replies:
+            yield ("reply", str(self.replies[0]))
         for name, agent in sorted(self.agents.items()):
             for number, (undecided, _) in sorted(agent.orders.items()):
                 if len(undecided) > 1:
@@ -134,8 +153,12 @@ class World:
         if kind == "fail":
             self._fail(words[0])
         elif kind == "return":
-            self.returns += 1
-            self.join(words[0])
+            self.returns += self.join(words[0])
+        elif kind == "connect":
+            self.connected = True
+            (name,) = self.reached(NEW)
+            self.agents[name].live.add(NEW)
+            self.store(name, {NEW}, self.agents[name].epoch)
         elif kind == "switch":
             bundle = self.bundles.pop(0)
             self.switch.apply(bundle.messages)
@@ -147,12 +170,24 @@ class World:
             self._perform(self.conductor.committed(number, 0.0))
         else:
             self._decide(words[0], int(words[1]), everything=kind == "decide all")
-        self._check()
+        self._check(switched=kind == "switch")
 
-    def join(self, name: str) -> None:
+    def join(self, name: str) -> bool:
+        """A new life says hello; was it welcome?"""
         incarnation = self.conductor.servers[name].incarnation + 1
         self.agents[name] = Agent(incarnation)
         self._perform(self.conductor.hello(scenario.hello(name, incarnation), 0.0))
+        if not self.agents[name].epoch:
+            del self.agents[name]
+        return name in self.agents
+
+    def owner(self, client_port: int) -> str | None:
+        return self.conductor.ownership.server_for(scenario.four_tuple(client_port))
+
+    def reached(self, client_port: int) -> list[str]:
+        """Living servers that a client's packet reaches."""
+        out = self.switch.send(to_vip(client_port), scenario.CLIENT_SWITCH_PORT)
+        return [name for name in self.agents if int(name[1:]) in [leaving.port for leaving in out]]
 
     def _fail(self, name: str) -> None:
         self.failures += 1
@@ -196,12 +231,15 @@ class World:
                 self._hear(action.server, self.agents[action.server], action.message)
 
     def _hear(self, name: str, agent: Agent, message: messages.Message) -> None:
-        if isinstance(message, messages.Backup):
+        if isinstance(message, messages.Welcome):
+            agent.epoch = message.epoch
+        elif isinstance(message, messages.Backup):
             ports = {decode_header(block).connection.destination_port for block in message.blocks}
             agent.unready.setdefault(message.owner, set()).update(ports)
         elif isinstance(message, messages.Forget):
-            gone = {port for port in CONNECTIONS if scenario.four_tuple(port).id in message.connections}
-            agent.unready.get(message.owner, set()).difference_update(gone or CONNECTIONS)
+            everything = {*CONNECTIONS, NEW}
+            gone = {port for port in everything if scenario.four_tuple(port).id in message.connections}
+            agent.unready.get(message.owner, set()).difference_update(gone or everything)
         elif isinstance(message, messages.Resume):
             takeover = self.conductor.history.get(message.takeover)
             if message.takeover not in self.committed or takeover is None or takeover.heir != name:
@@ -209,33 +247,35 @@ class World:
             ready = agent.unready.pop(message.owner, set())
             if self.moved[message.takeover] - ready:
                 self.broken.add("checkpoints")
+            if any(ready & other.live for other in self.agents.values()):
+                self.broken.add("elsewhere")
+            agent.epoch = max(agent.epoch, message.epoch)
             agent.orders[message.takeover] = (ready, message.epoch)
 
     # --- invariants ---
-    def _check(self) -> None:
+    def _check(self, *, switched: bool) -> None:
         up = set(self.agents)
-        fenced = {name for name in self.conductor.servers if name not in up} if not self.bundles else set()
-        for client_port in CONNECTIONS:
-            speakers = self.speakers(client_port)
-            if len(speakers) > 1 or fenced & set(speakers):
-                self.broken.add("speakers")
+        if switched:
+            may_speak = set(self.conductor.servers) if self.bundles else up
+            for client_port in (*CONNECTIONS, NEW):
+                speakers = self.speakers(client_port)
+                if len(speakers) > 1 or not may_speak.issuperset(speakers):
+                    self.broken.add("speakers")
         if not self.quiet():
             return
         if any(t.phase in (Phase.FENCING, Phase.RESUMING) for t in self.conductor.history.all()):
             self.broken.add("ends")
-        for client_port in (*CONNECTIONS, IDLE):
-            owner = self.conductor.ownership.server_for(scenario.four_tuple(client_port))
-            reached = [out.port for out in self.switch.send(to_vip(client_port), scenario.CLIENT_SWITCH_PORT)]
-            if up and (owner not in up or reached != [int(owner[1:])]):
+        for client_port in (*CONNECTIONS, NEW):
+            owner = self.owner(client_port)
+            if up and (owner not in up or self.reached(client_port) != [owner]):
                 self.broken.add("owned")
         lost = sum(sum(takeover.reset.values()) for takeover in self.conductor.history.all())
         living = {port for agent in self.agents.values() for port in agent.live}
-        if len(living) + lost != len(CONNECTIONS):
+        if len(living) + lost != len(CONNECTIONS) + self.connected:
             self.broken.add("accounted")
         for port in living:
             record = self.conductor.collector.get(scenario.four_tuple(port).id)
-            owner = self.conductor.ownership.server_for(scenario.four_tuple(port))
-            if record is None or not record.settled or record.responsible != owner:
+            if record is None or not record.settled or record.responsible != self.owner(port):
                 self.broken.add("accounted")
 
     def speakers(self, client_port: int) -> list[str]:
@@ -252,7 +292,7 @@ def beginning(servers: int) -> World:
     for server in configuration.servers:
         world.join(server.name)
     for port in CONNECTIONS:
-        owner = world.conductor.ownership.server_for(scenario.four_tuple(port))
+        owner = world.owner(port)
         assert owner is not None
         world.agents[owner].live.add(port)
         world.store(owner, {port}, 1)

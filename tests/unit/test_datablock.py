@@ -17,7 +17,6 @@ from state.datablock import LIMIT_BYTES, DataBlock, FourTuple, Header, Section, 
 from state.errors import CheckpointRefused
 from state.sections import TCP, TcpSection
 from tests.unit.builders import (
-    CLIENT,
     CLIENT6,
     MODULUS,
     VIP6,
@@ -170,7 +169,7 @@ def test_a_body_changed_anywhere_is_refused_or_still_valid(data: st.DataObject) 
         decoded = DataBlock.decode(sealed(bytes(body)))
     except CheckpointRefused:
         return
-    assert decoded.encode()[8:] or decoded.sections == []
+    assert DataBlock.decode(decoded.encode()).header == decoded.header
 
 
 @pytest.mark.parametrize("decode", [DataBlock.decode, decode_header])
@@ -334,7 +333,3 @@ def test_the_header_alone_is_read_without_judging_the_sections() -> None:
     data = sealed_list(header_list(), [["tcp", 5]])
     assert decode_header(data) == header()
     assert refusal(data) == "sections"
-
-
-def test_source_is_the_service_and_destination_the_client() -> None:
-    assert header().connection.destination == CLIENT

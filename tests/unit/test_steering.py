@@ -4,7 +4,7 @@ OpenFlow pipeline where a packet leaves."""
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller import steering
@@ -232,6 +232,7 @@ def test_by_client_all_connections_of_an_address_have_one_owner() -> None:
     assert reached == set(SERVERS.values())
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     client_port=st.integers(1, 65_535),
     client=st.ip_addresses(v=4).map(str),

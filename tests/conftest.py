@@ -1,0 +1,31 @@
+"""Which tests need what: `unit` nothing; `packet` root and namespaces; `system` and `claims` the whole lab."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_FOLDERS_THAT_NEED_ROOT = ("packet", "system", "claims")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = Path(item.path).parent.name
+        if folder in _FOLDERS_THAT_NEED_ROOT:
+            item.add_marker(pytest.mark.root)
+            if folder != "packet":
+                item.add_marker(pytest.mark.lab)
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[object]:
+    """Three servers and two clients; one lab for a module's tests, every server up at the start of each module."""
+    from topologies import Lab
+
+    with Lab(servers=3, clients=2) as running:
+        yield running

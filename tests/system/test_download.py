@@ -1,0 +1,123 @@
+"""A download through the VIP survives its server: real curl, real kernel, real switch, real faults."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+
+import pytest
+
+from topologies import Lab
+from topologies.watcher import Watched, digest_of, download
+
+_SIZE = 256 << 20
+
+
+def _owner(lab: Lab) -> str:
+    (connection,) = [c for c in lab.connections() if c["checkpoint"]["object"]]
+    return str(connection["server"])
+
+
+def _kill_at(lab: Lab, curl: Watched, position: int) -> str:
+    assert curl.wait_for(position)
+    owner = _owner(lab)
+    curl.fault_ns = lab.fail(owner, how="kill")
+    return owner
+
+
+@pytest.fixture
+def object_digest(lab: Lab) -> str:
+    return digest_of(lab.status()["docroot"] + "/object.bin")
+
+
+def test_a_killed_server_does_not_end_the_download(lab: Lab, object_digest: str) -> None:
+    curl = download(lab, "c1")
+    owner = _kill_at(lab, curl, random.randrange(1, _SIZE - (16 << 20)))
+    assert curl.wait() == 0
+    assert curl.digest == object_digest
+    takeover = lab.takeovers()[-1]
+    assert (takeover["from"], takeover["resumed"], takeover["reset"]) == (owner, 1, {})
+    assert takeover["state"] == "done"
+    lab.heal(owner)
+
+
+def test_the_new_owner_may_die_too(lab: Lab, object_digest: str) -> None:
+    curl = download(lab, "c1")
+    first = _kill_at(lab, curl, 40 << 20)
+    second = _kill_at(lab, curl, 120 << 20)
+    assert first != second
+    assert curl.wait() == 0
+    assert curl.digest == object_digest
+    assert [t["resumed"] for t in lab.takeovers()[-2:]] == [1, 1]
+    lab.heal(first)
+    lab.heal(second)
+
+
+def test_a_healed_server_serves_new_connections(lab: Lab) -> None:
+    for server in lab.servers():
+        assert server["state"] == "up"
+        assert server["slots"] > 0
+    seen = set()
+    for _ in range(64):
+        client = lab.popen("c2", ["curl", "-sS", "--limit-rate", "100", "http://vip/1k"], stdout=subprocess.DEVNULL)
+        while not (connections := lab.connections()):
+            assert client.poll() is None
+        seen.add(connections[0]["server"])
+        client.kill()
+        client.wait()
+        lab.until(lambda: not lab.connections(), "the connection of a client that went away remains")
+        if len(seen) == 3:
+            break
+    assert seen == {"s1", "s2", "s3"}
+
+
+def test_several_requests_on_one_connection_with_a_death_between(lab: Lab) -> None:
+    """The connection is idle when its server dies; the next request is answered by the backup."""
+    client = lab.popen(
+        "c2",
+        [
+            "python3",
+            "-c",
+            "import http.client, sys\n"
+            "connection = http.client.HTTPConnection('vip', 80, timeout=10)\n"
+            "connection.auto_open = False\n"
+            "connection.connect()\n"
+            "for path in ('/1k', '/64k', '/1m'):\n"
+            "    connection.request('GET', path)\n"
+            "    print(len(connection.getresponse().read()), flush=True)\n"
+            "    sys.stdin.readline()\n",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert client.stdin is not None
+    assert client.stdout is not None
+    owners = []
+    for size in (1 << 10, 64 << 10, 1 << 20):
+        assert int(client.stdout.readline()) == size
+        (connection,) = lab.connections()
+        owners.append(connection["server"])
+        lab.fail(owners[-1], how="kill")
+        lab.until(lambda: lab.takeovers()[-1]["state"] == "done", "the takeover is not done")
+        assert lab.takeovers()[-1]["resumed"] == 1
+        lab.heal(owners[-1])
+        client.stdin.write("\n")
+        client.stdin.flush()
+    assert client.wait(10) == 0
+    assert len(set(owners)) > 1
+
+
+def test_the_controller_may_be_away_and_nothing_stored_is_lost(lab: Lab, object_digest: str) -> None:
+    curl = download(lab, "c1")
+    assert curl.wait_for(16 << 20)
+    before = lab.connections()
+    lab.fail("controller", how="kill")
+    other = download(lab, "c2", "/1m")  # flows stay: a new client is served meanwhile
+    assert other.wait() == 0
+    lab.heal("controller")
+    assert [c["id"] for c in lab.connections() if c["checkpoint"]["object"]] == [c["id"] for c in before]
+    owner = _kill_at(lab, curl, 100 << 20)
+    assert curl.wait() == 0
+    assert curl.digest == object_digest
+    lab.heal(owner)

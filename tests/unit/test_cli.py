@@ -1,0 +1,269 @@
+"""The `takeover` command as a person or a script meets it: exit status, what it prints, and where."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller import cli
+from tests.unit import scenario
+
+SERVER = {
+    "name": "s1",
+    "state": "up",
+    "epoch": 3,
+    "connections": 7,
+    "slots": 4,
+    "load": 0.5,
+    "backup": "s2",
+    "heartbeat_age_ms": 4.2,
+}
+TAKEOVER = {
+    "id": 1,
+    "cause": "process ended",
+    "from": "s1",
+    "to": "s2",
+    "epoch": 2,
+    "state": "done",
+    "resumed": 5,
+    "reset": {"no answer": 2},
+    "waiting": 0,
+    "phases_ms": {"detect": 1.5, "fence": 2.5, "prove": 0.7, "resume": 0.2},
+}
+VIP = {"address": "10.0.0.100", "owners": {"s1": 5, "s2": 3}}
+
+
+class CannedApi(ThreadingHTTPServer):
+    """Answers by path; a list is cut into pages of two whatever the limit, so that cursors matter."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers: dict[str, tuple[int, Any]] = {
+            "/healthz": (200, {"status": "ok", "servers_up": 2}),
+            "/v1/servers": (200, [SERVER]),
+            "/v1/vips": (200, [VIP]),
+            "/v1/takeovers": (200, [TAKEOVER]),
+            "/v1/connections": (200, []),
+        }
+        self.asked: list[tuple[str, dict[str, str], str | None]] = []
+        """(path, query, Authorization)"""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: CannedApi
+
+    def do_GET(self) -> None:
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        self.server.asked.append((url.path, query, self.headers["Authorization"]))
+        status, body = self.server.answers[url.path]
+        if isinstance(body, list):
+            start = int(query.get("cursor", "0"))
+            body = {"items": body[start : start + 2], "next": str(start + 2) if start + 2 < len(body) else None}
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[CannedApi]:
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("TAKEOVER_TOKEN", raising=False)
+    with CannedApi() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command; returns (exit status, lines of stdout, lines of stderr)."""
+
+    def run_(*arguments: str) -> tuple[int, list[str], list[str]]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, captured.out.splitlines(), captured.err.splitlines()
+
+    return run_
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "takeover.yaml"
+    path.write_text(scenario.text(2), encoding="utf-8")
+    return path
+
+
+# --- check ---
+def test_a_good_file_is_valid_and_counted(run: Any, file: Path) -> None:
+    status, out, err = run("check", str(file))
+    assert (status, err) == (0, [])
+    assert out == [f"{file}: valid: 1 VIPs, 2 servers"]
+
+
+def test_every_problem_of_a_bad_file_is_on_a_line_with_its_place(run: Any, file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    text = text.replace("slots: 8", "slots: 7").replace("address: 10.0.0.2", "address: ten").replace("br0", "'no name'")
+    file.write_text(text, encoding="utf-8")
+    status, out, err = run("check", str(file))
+    assert (status, out, len(err)) == (2, [], 3)
+    rows = text.splitlines()
+    for wrong, field in (("no name", "switch.bridge"), ("slots: 7", "vips[0].slots"), ("ten,", "servers[1].address")):
+        (line,) = [number for number, row in enumerate(rows, 1) if wrong in row]
+        (problem,) = [problem for problem in err if field in problem]
+        assert problem.startswith(f"takeover: {file}:{line}: {field}: ")
+
+
+@pytest.mark.parametrize("content", ["", "[", "just words", "servers: []"])
+def test_what_is_no_configuration_at_all_is_said_without_a_traceback(run: Any, file: Path, content: str) -> None:
+    file.write_text(content, encoding="utf-8")
+    status, out, err = run("check", str(file))
+    assert (status, out) == (2, []) and err
+    assert all(line.startswith(f"takeover: {file}") for line in err)
+
+
+def test_a_file_that_is_not_there_is_named(run: Any, tmp_path: Path) -> None:
+    status, _, err = run("check", str(tmp_path / "none.yaml"))
+    assert status == 2 and len(err) == 1 and "none.yaml" in err[0]
+
+
+# --- processes ---
+def test_an_agent_with_an_unknown_name_is_told_the_known_ones(run: Any, file: Path) -> None:
+    status, _, err = run("agent", "--config", str(file), "--name", "s9")
+    assert status == 2 and len(err) == 1
+    assert "s9" in err[0] and "s1, s2" in err[0]
+
+
+def test_controller_and_agent_start_from_no_bad_file(run: Any, file: Path) -> None:
+    file.write_text("{}", encoding="utf-8")
+    for command in (("controller", "--config", str(file)), ("agent", "--config", str(file), "--name", "s1")):
+        status, _, err = run(*command)
+        assert status == 2 and all(line.startswith(f"takeover: {file}") for line in err)
+
+
+# --- usage ---
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("nonsense",), ("servers", "--nonsense"), ("check",), ("agent", "--name", "s1"), ("controller",)],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2_with_the_usage(run: Any, arguments: tuple[str, ...]) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, [])
+    assert err[0].startswith("usage: takeover")
+
+
+def test_help_lists_every_command(run: Any) -> None:
+    status, out, _ = run("--help")
+    text = "\n".join(out)
+    assert status == 0
+    for command in ("lab", "controller", "agent", "check", "status", "servers", "connections", "takeovers"):
+        assert command in text
+
+
+# --- the API's tables ---
+@pytest.mark.parametrize("command", ["status", "servers", "connections", "takeovers"])
+def test_without_an_api_there_is_one_sentence_that_names_it(
+    run: Any, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: it refuses
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        status, out, err = run(command, "--api", url)
+    assert (status, out, len(err)) == (1, [], 1)
+    assert err[0].startswith("takeover: ") and url in err[0]
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "ftp:/x"])
+def test_an_address_that_is_none_is_one_sentence(run: Any, url: str) -> None:
+    status, out, err = run("servers", "--api", url)
+    assert (status, out, len(err)) == (1, [], 1)
+
+
+def test_the_apis_own_sentence_is_shown(run: Any, served: CannedApi) -> None:
+    served.answers["/v1/connections"] = (422, {"title": "x", "status": 422, "detail": "there is no server named s9"})
+    status, _, err = run("connections", "--server", "s9", "--api", served.url)
+    assert (status, len(err)) == (1, 1) and "there is no server named s9" in err[0]
+    assert served.asked[0][1]["server"] == "s9"
+
+
+def test_an_answer_that_is_not_json_is_one_sentence(run: Any, served: CannedApi) -> None:
+    served.answers["/v1/servers"] = (200, b"<html>somebody else's server</html>")
+    status, out, err = run("servers", "--api", served.url)
+    assert (status, out, len(err)) == (1, [], 1) and served.url in err[0]
+
+
+@pytest.mark.parametrize(("command", "items"), [("servers", [SERVER]), ("takeovers", [TAKEOVER]), ("connections", [])])
+def test_json_is_the_apis_list_as_it_is(run: Any, served: CannedApi, command: str, items: list[Any]) -> None:
+    status, out, err = run(command, "--json", "--api", served.url)
+    assert (status, err) == (0, [])
+    assert json.loads("\n".join(out)) == {"items": items, "next": None}
+
+
+def test_all_pages_are_fetched_by_their_cursors(run: Any, served: CannedApi) -> None:
+    served.answers["/v1/takeovers"] = (200, [{**TAKEOVER, "id": number} for number in range(1, 6)])
+    _, out, _ = run("takeovers", "--json", "--api", served.url)
+    assert [item["id"] for item in json.loads("\n".join(out))["items"]] == [1, 2, 3, 4, 5]
+    assert [query["cursor"] for _, query, _ in served.asked] == ["0", "2", "4"]
+
+
+def test_a_table_has_a_row_for_each_and_says_why_connections_were_reset(run: Any, served: CannedApi) -> None:
+    status, out, _ = run("takeovers", "--api", served.url)
+    assert status == 0 and len(out) == 3
+    assert {"from", "to", "cause", "resumed", "reset"} <= set(out[0].split())
+    assert "2 no answer" in out[2] and "process ended" in out[2] and "1.5" in out[2]
+
+
+def test_an_empty_list_says_none(run: Any, served: CannedApi) -> None:
+    assert run("connections", "--api", served.url) == (0, ["none"], [])
+
+
+def test_status_sums_up(run: Any, served: CannedApi) -> None:
+    status, out, _ = run("status", "--json", "--api", served.url)
+    assert status == 0
+    assert json.loads("\n".join(out)) == {
+        "status": "ok",
+        "servers": {"s1": "up"},
+        "connections": 7,
+        "vips": {"10.0.0.100": {"s1": 5, "s2": 3}},
+        "takeovers": 1,
+    }
+    _, lines, _ = run("status", "--api", served.url)
+    assert "s1 up" in "\n".join(lines) and "s1 5 slots, s2 3 slots" in "\n".join(lines)
+
+
+def test_status_without_a_switch_still_answers(run: Any, served: CannedApi) -> None:
+    """`/healthz` answers 503 then; the sentence says what is missing."""
+    served.answers["/healthz"] = (503, {"status": "no switch is connected", "servers_up": 0})
+    status, out, err = run("status", "--api", served.url)
+    assert "no switch is connected" in "\n".join(out + err)
+    assert status in (0, 1)
+
+
+def test_the_token_of_the_environment_is_sent(run: Any, served: CannedApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("servers", "--api", served.url)
+    monkeypatch.setenv("TAKEOVER_TOKEN", "secret")
+    run("servers", "--api", served.url)
+    assert [authorization for _, _, authorization in served.asked] == [None, "Bearer secret"]

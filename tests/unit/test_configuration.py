@@ -1,0 +1,286 @@
+"""The configuration's checker: every mistake is named with its line and its path, all of them in one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from state.configuration import (
+    Address,
+    Api,
+    Configuration,
+    Detection,
+    Server,
+    Service,
+    Switch,
+    Vip,
+    load,
+    parse,
+)
+from state.errors import ConfigurationError
+
+EXAMPLE = """\
+switch:
+  bridge: br0
+  listen: 127.0.0.1:6653
+agents:
+  listen: 10.0.0.1:6700
+vips:
+  - address: 10.0.0.100
+    mac: 02:00:00:00:01:00
+    affinity: client
+    slots: 128
+    services:
+      - port: 80
+        protocol: http
+      - port: 8081
+        protocol: http
+        protected: false
+servers:
+  - name: web1
+    address: 10.0.0.11
+    port: s1-eth1
+    docroot: /srv/www
+    backups: [web2]
+  - name: web2
+    address: 10.0.0.12
+    port: s1-eth2
+    docroot: /srv/www
+state:
+  embedded: /var/lib/takeover/state.db
+detection:
+  heartbeat_ms: 10
+  timeout_ms: 50
+  proof_ms: 1500
+api:
+  listen: 127.0.0.1:8090
+  token_file: /etc/takeover/token
+"""
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(text, "c.yaml")
+    for problem in caught.value.problems:
+        assert problem in str(caught.value)
+    return caught.value.problems
+
+
+def changed(old: str, new: str) -> list[str]:
+    """The problems of the example with one place changed."""
+    assert EXAMPLE.count(old) == 1
+    return problems(EXAMPLE.replace(old, new))
+
+
+def test_the_example_is_read_as_it_is_written() -> None:
+    assert parse(EXAMPLE) == Configuration(
+        switch=Switch("br0", Address("127.0.0.1", 6653)),
+        agents=Address("10.0.0.1", 6700),
+        vips=(
+            Vip(
+                "10.0.0.100",
+                "02:00:00:00:01:00",
+                (Service(80, "http"), Service(8081, "http", protected=False)),
+                affinity="client",
+                slots=128,
+            ),
+        ),
+        servers=(
+            Server("web1", "10.0.0.11", "s1-eth1", ("web2",), "/srv/www"),
+            Server("web2", "10.0.0.12", "s1-eth2", (), "/srv/www"),
+        ),
+        state="/var/lib/takeover/state.db",
+        detection=Detection(10, 50, 1500),
+        api=Api(Address("127.0.0.1", 8090), "/etc/takeover/token"),
+    )
+
+
+def test_what_may_be_left_out_has_defaults() -> None:
+    text = EXAMPLE[: EXAMPLE.index("detection:")].replace("    affinity: client\n    slots: 128\n", "")
+    configuration = parse(text.replace("    mac: 02:00:00:00:01:00\n", ""))
+    assert configuration.detection == Detection(heartbeat=20, timeout=100, proof=2000)
+    assert configuration.api == Api(Address("127.0.0.1", 8080), None)
+    (vip,) = configuration.vips
+    assert (vip.affinity, vip.slots) == ("connection", 64)
+
+
+def test_a_vip_without_a_mac_gets_a_local_one_that_its_address_decides() -> None:
+    def mac(address: str) -> str:
+        text = EXAMPLE.replace("    mac: 02:00:00:00:01:00\n", "").replace("10.0.0.100", address)
+        return parse(text).vips[0].mac
+
+    assert mac("10.0.0.100") == mac("10.0.0.100")
+    assert mac("10.0.0.100") != mac("10.0.0.101")
+    first = int(mac("10.0.0.100").split(":")[0], 16)
+    assert first & 0b11 == 0b10, "locally administered, and of one station"
+
+
+def test_a_server_is_found_by_its_name() -> None:
+    configuration = parse(EXAMPLE)
+    found = configuration.server("web2")
+    assert found is not None
+    assert found.address == "10.0.0.12"
+    assert configuration.server("web3") is None
+
+
+def test_ipv6_addresses_are_understood_everywhere() -> None:
+    text = EXAMPLE.replace("10.0.0.1:6700", '"[fd00::1]:6700"')
+    text = text.replace("10.0.0.100", "fd00::100").replace("10.0.0.11", "fd00::11").replace("10.0.0.12", "fd00::12")
+    configuration = parse(text)
+    assert configuration.agents == Address("fd00::1", 6700)
+    assert str(configuration.agents) == "[fd00::1]:6700"
+    assert str(configuration.switch.listen) == "127.0.0.1:6653"
+    assert configuration.vips[0].address == "fd00::100"
+
+
+# --- one mistake, one problem, with its line and its path ---
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("bridge: br0", "bridge: a-name-too-long-for-one", "c.yaml:2: switch.bridge: "),
+        ("bridge: br0", "bridge: [br0]", "c.yaml:2: switch.bridge: must be"),
+        ("  bridge: br0\n", "", "c.yaml:2: switch.bridge: missing"),
+        ("127.0.0.1:6653", "6653", "c.yaml:3: switch.listen: '6653' is not ADDRESS:PORT"),
+        ("127.0.0.1:6653", "127.0.0.1:0", "c.yaml:3: switch.listen: "),
+        ("127.0.0.1:6653", "127.0.0.1:65536", "c.yaml:3: switch.listen: "),
+        ("127.0.0.1:6653", "localhost:6653", "c.yaml:3: switch.listen: "),
+        ("  listen: 10.0.0.1:6700", "  listen: 10.0.0.1:6700\n  color: red", "c.yaml:6: agents.color: unknown field"),
+        ("agents:\n  listen: 10.0.0.1:6700", "agents: 5", "c.yaml:4: agents: must be a mapping"),
+        ("address: 10.0.0.100", "address: 10.0.0.256", "c.yaml:7: vips[0].address: '10.0.0.256' is not an IP address"),
+        ("02:00:00:00:01:00", "02:00:00:00:01", "c.yaml:8: vips[0].mac: "),
+        ("affinity: client", "affinity: server", "c.yaml:9: vips[0].affinity: 'server' is not connection or client"),
+        ("slots: 128", "slots: 100", "c.yaml:10: vips[0].slots: 100 is not a power of two"),
+        ("slots: 128", "slots: 512", "c.yaml:10: vips[0].slots: '512' is not a number from 1 to 256"),
+        ("slots: 128", "slots: 0", "c.yaml:10: vips[0].slots: "),
+        ("slots: 128", "slots: many", "c.yaml:10: vips[0].slots: "),
+        ("- port: 80\n", "- port: 0\n", "c.yaml:12: vips[0].services[0].port: "),
+        ("- port: 8081", "- port: 65536", "c.yaml:14: vips[0].services[1].port: "),
+        ("- port: 8081", "- port: 80", "c.yaml:12: vips[0].services: a port appears twice"),
+        ("http\n      - port", "gopher\n      - port", "c.yaml:13: vips[0].services[0].protocol: "),
+        ("protected: false", "protected: perhaps", "c.yaml:16: vips[0].services[1].protected: "),
+        ("name: web1", "name: web 1", "c.yaml:18: servers[0].name: "),
+        ("name: web1", 'name: "web1\\n"', "c.yaml:18: servers[0].name: "),
+        ("name: web2", "name: web1", "servers[1].name: web1 is used twice"),
+        ("address: 10.0.0.12", "address: 10.0.0.11", "servers[1].address: 10.0.0.11 is used twice"),
+        ("port: s1-eth2", "port: s1-eth1", "c.yaml:23: servers[1].port: s1-eth1 is used twice"),
+        ("    address: 10.0.0.12\n", "", "c.yaml:23: servers[1].address: missing"),
+        ("backups: [web2]", "backups: [web3]", "servers[0].backups: web3 is not another server"),
+        ("backups: [web2]", "backups: [web1]", "servers[0].backups: web1 is not another server"),
+        ("backups: [web2]", "backups: web2", "c.yaml:22: servers[0].backups: must be a list"),
+        ("  embedded: /var", "  embedded: var", "c.yaml:28: state.embedded: 'var/lib/takeover/state.db' is not an abs"),
+        ("  embedded: /var/lib/takeover/state.db", "  redis: x", "c.yaml:28: state.redis: unknown field"),
+        ("heartbeat_ms: 10", "heartbeat_ms: 0", "c.yaml:30: detection.heartbeat_ms: "),
+        ("timeout_ms: 50", "timeout_ms: 19", "detection.timeout_ms: must be at least two heartbeats"),
+        ("proof_ms: 1500", "proof_ms: 99", "c.yaml:32: detection.proof_ms: "),
+        ("token_file: /etc/takeover/token", "token_file: token", "c.yaml:35: api.token_file: "),
+        ("name: web1", "name: web1\n    name: web1", "c.yaml:19: servers[0].name: given twice"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_its_path(old: str, new: str, problem: str) -> None:
+    found = changed(old, new)
+    assert any(problem in each for each in found), found
+    assert all(each.startswith("c.yaml:") for each in found)
+
+
+@pytest.mark.parametrize("top", ["switch", "agents", "vips", "servers", "state"])
+def test_a_missing_part_is_named(top: str) -> None:
+    lines = EXAMPLE.splitlines(keepends=True)
+    start = lines.index(f"{top}:\n")
+    end = next((i for i in range(start + 1, len(lines)) if lines[i][0] not in " -"), len(lines))
+    assert problems("".join(lines[:start] + lines[end:])) == [f"c.yaml:1: {top}: missing"]
+
+
+@pytest.mark.parametrize("top", ["vips", "servers"])
+def test_an_empty_list_is_a_mistake(top: str) -> None:
+    lines = EXAMPLE.splitlines(keepends=True)
+    start = lines.index(f"{top}:\n")
+    end = next(i for i in range(start + 1, len(lines)) if lines[i][0] not in " -")
+    (problem,) = problems("".join([*lines[:start], f"{top}: []\n", *lines[end:]]))
+    assert problem == f"c.yaml:{start + 1}: {top}: must be a list with at least one entry"
+
+
+# --- what no single field can say ---
+def test_a_vip_of_a_family_that_no_server_has_is_named() -> None:
+    (problem,) = changed("address: 10.0.0.100", "address: fd00::100")
+    assert "vips[0].address: no server can serve fd00::100" in problem
+
+
+def test_a_vip_that_is_a_servers_own_address_is_named() -> None:
+    (problem,) = changed("address: 10.0.0.100", "address: 10.0.0.11")
+    assert "vips[0].address: is also a server's own address" in problem
+
+
+SECOND_VIP = "  - address: {}\n    services: [{{port: 80, protocol: http}}]\nservers:\n"
+
+
+def test_a_vip_twice_is_named() -> None:
+    (problem,) = changed("servers:\n", SECOND_VIP.format("10.0.0.100"))
+    assert "vips[1].address: 10.0.0.100 is used twice" in problem
+
+
+def test_two_spellings_of_one_address_are_one_address() -> None:
+    text = EXAMPLE.replace("10.0.0.100", "fd00::100").replace("10.0.0.11", "fd00::11").replace("10.0.0.12", "fd00::12")
+    assert parse(text.replace("servers:\n", SECOND_VIP.format("fd00::101"))).vips[1].address == "fd00::101"
+    found = problems(text.replace("servers:\n", SECOND_VIP.format("FD00:0::100")))
+    assert "vips[1].address" in found[0]
+    assert "used twice" in found[0]
+
+
+# --- several at once ---
+def test_all_mistakes_are_reported_together() -> None:
+    text = EXAMPLE
+    for old, new in (
+        ("br0", "a-name-too-long-for-one"),
+        ("slots: 128", "slots: 3"),
+        ("- port: 80\n", "- port: 0\n"),
+        ("name: web2", "name: web1"),
+        ("embedded: /", "embedded: "),
+        ("timeout_ms: 50", "timeout_ms: never"),
+        ("api:", "apis:"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    found = "\n".join(problems(text))
+    for path in (
+        "c.yaml:2: switch.bridge",
+        "c.yaml:10: vips[0].slots",
+        "c.yaml:12: vips[0].services[0].port",
+        "servers[1].name",
+        "c.yaml:28: state.embedded",
+        "c.yaml:31: detection.timeout_ms",
+        "c.yaml:33: apis: unknown field; known are",
+    ):
+        assert path in found
+
+
+# --- what is no configuration at all ---
+@pytest.mark.parametrize("text", ["", "# nothing\n", "5", "[]", "just words"])
+def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
+    assert "must be a mapping" in problems(text)[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["switch: [", "a: b: c", "\tx: 1", "a: 1\n---\nb: 2\n", "x: \0", "a: &a\n  *a : 1\n", "%BAD\n---\n*x"]
+)
+def test_what_is_not_yaml_is_refused(text: str) -> None:
+    assert problems(text)[0].startswith("c.yaml")
+
+
+def test_a_file_is_read_and_its_name_stands_in_its_problems(tmp_path: Path) -> None:
+    path = tmp_path / "takeover.yaml"
+    path.write_text(EXAMPLE)
+    assert load(path) == parse(EXAMPLE)
+    path.write_text(EXAMPLE.replace("slots: 128", "slots: 3"))
+    with pytest.raises(ConfigurationError) as caught:
+        load(path)
+    assert caught.value.problems == [f"{path}:10: vips[0].slots: 3 is not a power of two"]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing, binary = tmp_path / "missing.yaml", tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\xfd")
+    for path in (missing, binary, tmp_path):
+        with pytest.raises(ConfigurationError) as caught:
+            load(path)
+        assert caught.value.problems[0].startswith(f"{path}: cannot be read: ")

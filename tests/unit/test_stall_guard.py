@@ -1,0 +1,133 @@
+"""What the stall guard decides about a recreated connection: leave it, look again, ask the client, make it anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dataplane.judge import Proof
+from dataplane.stall_guard import FIRST_LOOK, FIRST_PURSUIT, LAST_LOOK, Step, Watch
+from tests.unit.builders import proof
+
+START, SENT = 1000, 50_000
+
+
+def closed(position: int) -> Proof:
+    """The client stands there and has no room."""
+    return replace(proof(position), window=0)
+
+
+# --- no hole ---
+def test_a_connection_that_moves_on_is_left_alone() -> None:
+    watch = Watch.after(proof(START))
+    assert watch.interval == FIRST_LOOK
+    assert watch.look(START + 1, SENT) is Step.LEAVE
+
+
+def test_a_connection_with_nothing_outstanding_is_left_alone() -> None:
+    assert Watch.after(proof(START)).look(START, START) is Step.LEAVE
+
+
+def test_a_connection_that_stands_still_is_asked_and_made_anew() -> None:
+    watch = Watch.after(proof(START))
+    assert watch.look(START, SENT) is Step.PROVE
+    assert watch.proven(proof(START), START, SENT) is Step.REBUILD
+    watch.rebuilt(proof(START))
+    assert watch.look(START + 1, SENT) is Step.LEAVE
+
+
+def test_each_look_in_vain_comes_twice_as_late_up_to_a_limit() -> None:
+    watch = Watch.after(proof(START))
+    intervals = []
+    while watch.look(START, SENT) is Step.PROVE:
+        intervals.append(watch.interval)
+        assert len(intervals) < 100
+    assert intervals[:5] == pytest.approx([FIRST_LOOK * 2**n for n in range(1, 6)])
+    assert intervals[5:] == [LAST_LOOK] * len(intervals[5:])
+    assert len(intervals) >= 6, "it is not given up before the longest interval was tried"
+
+
+def test_a_connection_that_moved_between_the_question_and_the_answer_is_not_made_anew() -> None:
+    watch = Watch.after(proof(START))
+    assert watch.look(START, SENT) is Step.PROVE
+    assert watch.proven(proof(START + 500), START + 500, SENT) is Step.LOOK
+
+
+def test_a_closed_window_is_not_mended() -> None:
+    watch = Watch.after(proof(START))
+    assert watch.look(START, SENT) is Step.PROVE
+    assert watch.proven(closed(START), START, SENT) is Step.LOOK
+
+
+@pytest.mark.parametrize("window_open", [True, False])
+def test_an_ack_beyond_snd_nxt_always_makes_it_anew(window_open: bool) -> None:
+    """RFC 9293, 3.10.7.4: the kernel ignores an ACK of something not yet sent, and so all that follow."""
+    watch = Watch.after(proof(START))
+    answer = proof(3001) if window_open else closed(3001)
+    assert watch.proven(answer, START, 3000) is Step.REBUILD
+    assert watch.proven(proof(3000), START + 1, 3000) is Step.LOOK
+
+
+# --- a hole ---
+def test_a_client_that_holds_bytes_beyond_a_hole_is_asked_every_millisecond() -> None:
+    watch = Watch.after(proof(START, sacked=9000))
+    for acked in (START, START, START + 1448):
+        assert watch.interval == FIRST_PURSUIT
+        assert watch.look(acked, SENT) is Step.PROVE
+        assert watch.proven(proof(acked, sacked=9000), acked, 4000) is Step.LOOK
+
+
+def test_it_is_left_alone_only_when_it_is_past_all_that_the_client_held() -> None:
+    watch = Watch.after(proof(START, sacked=9000))
+    assert watch.look(9000, SENT) is not Step.LEAVE
+    assert watch.look(9001, SENT) is Step.LEAVE
+
+
+def test_when_the_clients_ack_jumps_the_hole_the_connection_is_made_anew_there() -> None:
+    watch = Watch.after(proof(START, sacked=9000))
+    assert watch.look(START, SENT) is Step.PROVE
+    jumped = proof(9000)
+    assert watch.proven(jumped, START, 4000) is Step.REBUILD
+    watch.rebuilt(jumped)
+    assert watch.look(9001, SENT) is Step.LEAVE
+
+
+def test_a_later_answer_may_tell_of_bytes_further_on() -> None:
+    """The SACK option has room for three blocks: the first answer need not name all."""
+    watch = Watch.after(proof(START, sacked=9000))
+    assert watch.look(START, SENT) is Step.PROVE
+    assert watch.proven(proof(START, sacked=20_000), START, 4000) is Step.LOOK
+    assert watch.look(9001, SENT) is Step.PROVE
+    assert watch.look(20_001, SENT) is Step.LEAVE
+
+
+def test_a_flight_that_is_lost_while_pursuing_is_sent_again() -> None:
+    watch = Watch.after(proof(START, sacked=9000))
+    askings = 0
+    step = Step.LOOK
+    while step is Step.LOOK:
+        assert watch.look(START, SENT) is Step.PROVE
+        step = watch.proven(proof(START, sacked=9000), START, 4000)
+        askings += 1
+        assert askings < 100
+    assert step is Step.REBUILD
+    assert askings == 8
+
+
+def test_progress_while_pursuing_is_not_a_lost_flight() -> None:
+    watch = Watch.after(proof(START, sacked=9000))
+    for number in range(40):
+        acked = START + number // 4
+        assert watch.look(acked, SENT) is Step.PROVE
+        assert watch.proven(proof(acked, sacked=9000), acked, 4000) is Step.LOOK
+
+
+def test_pursuit_ends_and_patient_looking_follows() -> None:
+    watch = Watch.after(proof(START, sacked=9000))
+    acked, askings = START, 0
+    while (step := watch.look(acked, SENT)) is Step.PROVE:
+        acked, askings = acked + 1, askings + 1
+        assert askings < 1000
+    assert step is Step.LOOK
+    assert watch.interval == FIRST_LOOK
