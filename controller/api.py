@@ -46,8 +46,10 @@ def _number(request: falcon.Request, name: str, default: int, low: int, high: in
     text = request.get_param(name)
     if text is None:
         return default
-    if not text.isdigit() or not low <= int(text) <= high:
-        raise falcon.HTTPUnprocessableEntity(description=f"{name} must be a number from {low} to {high}, not {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) < 18) or not low <= int(text) <= high:
+        raise falcon.HTTPUnprocessableEntity(
+            description=f"{name} must be a number from {low} to {high}, not {text[:20]!r}"
+        )
     return int(text)
 
 
@@ -130,7 +132,11 @@ class Events:
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         last = request.get_header("Last-Event-ID")
-        seen = int(last) if last is not None and last.isdigit() else self._runtime.event_number
+        seen = (
+            int(last)
+            if last is not None and last.isascii() and last.isdigit() and len(last) < 18
+            else self._runtime.event_number
+        )
         response.content_type = "text/event-stream"
         response.set_header("Cache-Control", "no-store")
         response.stream = self._stream(seen)
@@ -182,7 +188,12 @@ class OpenApi:
 def _problem(request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
     """RFC 9457."""
     response.content_type = "application/problem+json"
-    body = {"title": error.title, "status": error.status_code, "detail": error.description or error.title}
+    detail = error.description
+    if not detail and error.status_code == 404:
+        detail = f"there is nothing at {request.path}"
+    elif not detail and error.status_code == 405:
+        detail = f"{request.method} is not possible at {request.path}"
+    body = {"title": error.title, "status": error.status_code, "detail": detail or error.title}
     response.data = json.dumps(body).encode()
 
 

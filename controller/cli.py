@@ -121,7 +121,10 @@ def fetch(api: str, path: str, **query: str) -> Any:
     url = f"{api.rstrip('/')}{path}"
     if query:
         url += "?" + urllib.parse.urlencode(query)
-    request = urllib.request.Request(url)
+    try:
+        request = urllib.request.Request(url)
+    except ValueError as error:
+        raise ApiFailed(f"the API at {api} does not answer: {error}") from None
     token = os.environ.get("TAKEOVER_TOKEN")
     if token:
         request.add_header("Authorization", f"Bearer {token}")
@@ -130,7 +133,10 @@ def fetch(api: str, path: str, **query: str) -> Any:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         try:
-            detail = json.load(error)["detail"]
+            answer = json.load(error)
+            if path == "/healthz":
+                return answer
+            detail = answer["detail"]
         except (ValueError, KeyError, TypeError):
             detail = error.reason
         raise ApiFailed(f"{path}: {detail}") from None

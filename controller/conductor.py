@@ -66,6 +66,13 @@ class Persist:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """The store need not keep these connections."""
+
+    connections: list[str]
+
+
+@dataclass(frozen=True)
 class Announce:
     """An event for the API's stream."""
 
@@ -73,7 +80,7 @@ class Announce:
     body: dict[str, object]
 
 
-Action = Send | Commit | SendToSwitch | Persist | Announce
+Action = Send | Commit | SendToSwitch | Persist | Drop | Announce
 
 
 @dataclass
@@ -135,7 +142,10 @@ class Conductor:
 
     # --- the controller's own restart ---
     def saved(self) -> Persist:
-        servers = {s.name: _SavedServer(s.incarnation, s.mac, s.up) for s in self.servers.values()}
+        servers = {
+            s.name: _SavedServer(s.incarnation, s.mac, s.up or s.name in self._recovering)
+            for s in self.servers.values()
+        }
         state = _Saved(self.epoch, self._number, servers, self.ownership.encode())
         return Persist("conductor", msgspec.msgpack.encode(state))
 
@@ -189,7 +199,11 @@ class Conductor:
         return []
 
     def _attachments(self) -> dict[str, Attachment]:
-        return {s.name: Attachment(s.port, s.mac) for s in self.servers.values() if s.port is not None and s.mac}
+        return {
+            s.name: Attachment(s.port, s.mac)
+            for s in self.servers.values()
+            if s.port is not None and s.mac and (s.up or s.name in self._recovering)
+        }
 
     def committed(self, number: int, now: float) -> list[Action]:
         """The switch has committed a takeover's bundle: the fence stands, the heir may begin."""
@@ -214,14 +228,19 @@ class Conductor:
             known = ", ".join(self.servers)
             return self._refuse(hello, f"no server named {hello.server} is in the configuration; known are {known}")
         actions: list[Action] = []
+        others = self._recovering.keys() - {server.name}
+        if server.name in self._recovering and hello.incarnation != server.incarnation and others:
+            return self._refuse(hello, f"its takeover waits for {', '.join(others)}")
         recovering = self._recovering.pop(server.name, None) is not None
         if server.up or recovering:
             if hello.incarnation == server.incarnation:
-                return self._join(server, hello, now, again=True)
+                return self._join(server, hello, now, again=True, recovering=recovering)
             failure = self.detector.failed(server.name, Cause.RESTARTED) or Failure(server.name, Cause.RESTARTED, now)
             actions += self._failed(failure, now)
         elif hello.incarnation == server.incarnation:
             return self._refuse(hello, f"{server.name} was fenced in epoch {server.epoch}", fenced=True)
+        if any(t.source == server.name and t.phase is Phase.FENCING for t in self._active.values()):
+            return [*actions, *self._refuse(hello, f"the fence of {server.name} is not up yet")]
         if server.port is None:
             return [*actions, *self._refuse(hello, f"port of {server.name} is not up on the switch")]
         return [*actions, *self._join(server, hello, now, again=False)]
@@ -230,25 +249,60 @@ class Conductor:
         self.refused_hellos += 1
         return [Send(hello.server, messages.Refused(sentence, fenced), last=True)]
 
-    def _join(self, server: ServerState, hello: messages.Hello, now: float, *, again: bool) -> list[Action]:
+    def _join(
+        self, server: ServerState, hello: messages.Hello, now: float, *, again: bool, recovering: bool = False
+    ) -> list[Action]:
         """The server is up; in a new life it gets its home and its idle slots back."""
         moved_mac = server.mac != hello.mac
         server.state, server.incarnation, server.mac = "up", hello.incarnation, hello.mac
         server.pid, server.epoch = hello.pid, self.epoch
         self.detector.watch(server.name, now)
+        self._needs_blocks(server.name)
         actions: list[Action] = [Send(server.name, messages.Welcome(self.epoch))]
         if not again or moved_mac:
             actions += self._give_back(server)
+        if recovering:
+            actions += self._take_up(server, now)
         actions += [self.saved(), *self._synchronise(), self._announce_server(server)]
+        return actions
+
+    def _take_up(self, heir: ServerState, now: float) -> list[Action]:
+        """A takeover that the controller's last life did not see the end of: the heir may not have been told."""
+        actions: list[Action] = []
+        pending: dict[str, list[bytes]] = {}
+        for _, record in self.collector.of(heir.name):
+            if not record.settled:
+                pending.setdefault(record.header.server, []).append(record.block)
+        for source, blocks in pending.items():
+            self._number += 1
+            takeover = Takeover(
+                self._number,
+                Cause.ABSENT.value,
+                source,
+                heir.name,
+                self.epoch,
+                [],
+                now,
+                now,
+                0,
+                len(blocks),
+                waiting=len(blocks),
+            )
+            self.history.add(takeover)
+            self._active[self._number] = takeover
+            actions += [Send(heir.name, messages.Backup(source, blocks)), Commit([], (self._number,))]
         return actions
 
     def _give_back(self, server: ServerState) -> list[Action]:
         busy = {
             slot for connection in self.collector.connections() if (slot := self.ownership.slot(connection)) is not None
         }
+        orphans = {o for o in self.ownership.owner.values() if not self.servers[o].up and o not in self._recovering}
+        for orphan in orphans:
+            self.ownership.fail_over(orphan, server.name)
         moves = self.ownership.give_back(server.name, busy)
         attachment = self._attachments().get(server.name)
-        bundle = steering.hand_over(self.configuration, [server.name], attachment)
+        bundle = steering.hand_over(self.configuration, self.ownership.homes_of(server.name), attachment)
         for move in moves:
             bundle += steering.slot(self.configuration, self.ownership, move.slot)
         return [Commit(bundle)]
@@ -305,6 +359,13 @@ class Conductor:
         self.gate.expire(now)
         for failure in self.detector.tick(now):
             actions += self._failed(failure, now)
+        if self._ports:
+            for server in self.servers.values():
+                gone = self.detector.failed(server.name, Cause.LINK_DOWN) if server.up and server.port is None else None
+                if gone is not None:
+                    actions += self._failed(gone, now)
+        else:
+            self._recovering = dict.fromkeys(self._recovering, now + RECOVERY_GRACE)
         for name, limit in list(self._recovering.items()):
             if now >= limit:
                 del self._recovering[name]
@@ -316,9 +377,12 @@ class Conductor:
         server = self.servers[failure.server]
         prepared = server.backup
         server.state, server.connections, server.unready, server.backup = "failed", 0, 0, None
+        self._needs_blocks(server.name)
         self.gate.dead(server.name)
         for takeover in list(self._active.values()):
             if takeover.heir == server.name:
+                if takeover.phase is Phase.FENCING:
+                    prepared = None  # its blocks were to go to the next backup with the commit
                 takeover.fail(now)
                 del self._active[takeover.number]
         self.epoch += 1
@@ -345,6 +409,7 @@ class Conductor:
         if heir is None:
             actions.append(Commit(steering.hand_over(self.configuration, takeover.homes, None)))
             takeover.lost(count, NO_BACKUP)
+            self.collector.forget(server.name, [name for name, _ in self.collector.of(server.name)])
             takeover.waiting = 0
             takeover.fail(now)
         else:
@@ -370,7 +435,8 @@ class Conductor:
         if takeover is None or takeover.heir != name:
             return []
         takeover.progressed(report, now)
-        _, actions = self.closed(name, [connection for connection, _ in report.reset])
+        gone, actions = self.closed(name, [connection for connection, _ in report.reset])
+        actions.append(Drop(gone))
         if takeover.phase is Phase.DONE:
             del self._active[takeover.number]
             actions += self._announce_takeover(takeover)
@@ -391,6 +457,12 @@ class Conductor:
                 actions += self._blocks_for(backup, server.name)
                 actions.append(Send(backup, messages.Synchronised(server.name)))
         return actions
+
+    def _needs_blocks(self, name: str) -> None:
+        """What this server was given as a backup is gone with its life or its connection."""
+        for other in self.servers.values():
+            if other.backup == name:
+                other.backup = None
 
     def _blocks_for(self, backup: str, owner: str) -> list[Action]:
         """Everything that `owner` is responsible for, in messages of bounded size."""

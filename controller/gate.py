@@ -62,12 +62,15 @@ class Gate:
         self.counts[Decision.HOLD.value] += 1
         if held.connection in self._held or len(self._held) >= HOLD_LIMIT:
             self.counts[Decision.DROP.value] += 1
+        self._held.pop(held.connection, None)  # the newest goes to the end: `expire` relies on the order
         if len(self._held) < HOLD_LIMIT:
             self._held[held.connection] = held
 
     def closed(self, server: str, connections: list[str]) -> list[Held]:
         """The server says that these are over: their packets go on."""
-        released = [held for name in connections if (held := self._held.pop(name, None)) and held.server == server]
+        released = [held for name in connections if (held := self._held.get(name)) and held.server == server]
+        for held in released:
+            del self._held[held.connection]
         self.counts[Decision.FORWARD.value] += len(released)
         return released
 

@@ -104,6 +104,8 @@ class Runtime:
             elif isinstance(action, conductor.SendToSwitch):
                 if self.switch is not None:
                     self.switch.send(action.message)
+            elif isinstance(action, conductor.Drop):
+                self._store.forget(action.connections)
             elif isinstance(action, conductor.Persist):
                 self._store.put_fact(action.name, action.value)
             else:

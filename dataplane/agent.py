@@ -229,9 +229,14 @@ class Agent:
         self.epoch = max(self.epoch, order.epoch)
         limit = self._configuration.detection.proof / 1000
         unready = self._unready.take(order.owner)
+        # After its own restart the controller may not know yet that some were adopted here already.
+        adopted = [entry for entry in unready if entry.header.connection in self._connections]
+        for entry in adopted:
+            unready.remove(entry)
+            self._unready.release(entry)
         takeover = Takeover(order.takeover, self, self, self._proving, unready, limit)
         self._takeovers[order.takeover] = takeover
-        takeover.begin()
+        takeover.begin(already=[entry.header.connection.id for entry in adopted])
 
     def adopt(self, connection: LiveConnection, proof: Proof) -> None:
         self._connections[connection.connection] = connection

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -80,7 +80,7 @@ class UnreadySet:
             old = known.get(name)
             known[name] = unready
             if old is not None:
-                self._release(old)
+                self.release(old)
 
     def _unready(self, block: DataBlock) -> Unready:
         header = block.header
@@ -105,13 +105,14 @@ class UnreadySet:
         for name in names or list(known):
             unready = known.pop(name, None)
             if unready is not None:
-                self._release(unready)
+                self.release(unready)
 
     def take(self, owner: str) -> list[Unready]:
         """Hand them over to a takeover."""
         return list(self._owners.pop(owner, {}).values())
 
-    def _release(self, unready: Unready) -> None:
+    def release(self, unready: Unready) -> None:
+        """Nobody will resume it."""
         unready.application.ended()
         for opened in unready.objects.values():
             self._host.root.release(opened)
@@ -160,8 +161,9 @@ class Takeover:
         self._progress = Progress()
         self._report_scheduled = False
 
-    def begin(self) -> None:
-        """The fence stands: probe every connection."""
+    def begin(self, already: Sequence[str] = ()) -> None:
+        """The fence stands: probe every connection. `already`: ids of some that live here."""
+        self._progress.resumed += already
         self._began = time.perf_counter()
         self._deadline = self._loop.call_later(self._limit, self._give_up)
         for key, entry in list(self._waiting.items()):

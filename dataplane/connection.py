@@ -98,6 +98,8 @@ class LiveConnection:
         if not self.stream.input_ended:
             self._loop.add_reader(self._fd, self._readable)
         self.application.ready(self, position)
+        if self.stream.input_ended and not self.stream.closing:
+            self.application.input_ended()
         self._pump()
         self.schedule_checkpoint()
 
@@ -388,7 +390,7 @@ class LiveConnection:
         if self._linger is not None:
             self._linger.cancel()
         try:
-            left = repair.unacknowledged(self._sock)
+            left = 0 if repair.is_closed(self._sock) else repair.unacknowledged(self._sock)
         except OSError:
             left = 0
         if left == 0:

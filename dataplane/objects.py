@@ -54,8 +54,10 @@ class DocumentRoot:
 
     def open(self, identifier: str) -> OpenObject:
         """The object, counted as in use until `release`. Raises `ObjectMissing`; never leaves the root."""
+        if "\0" in identifier or len(identifier) > 4096:
+            raise ObjectMissing("no file has such a name")
         path = os.path.realpath(self.root + os.path.normpath("/" + identifier))
-        if not path.startswith(self.root + "/") or "\0" in identifier:
+        if not path.startswith(self.root + "/"):
             raise ObjectMissing(f"{identifier} is outside the document root")
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -43,6 +43,7 @@ class _Candidate:
     expected: Expectation
     tries: int = 0
     retry: float = 0.0
+    due: float = 0.0
     challenges: list[int] = field(default_factory=list)
 
 
@@ -70,7 +71,7 @@ class Prover:
     def add(self, expected: Expectation, now: float) -> Key:
         """Begin with this connection: its first probe is due at once."""
         key = key_of(expected)
-        self._candidates[key] = _Candidate(key, expected)
+        self._candidates[key] = _Candidate(key, expected, due=now)
         heapq.heappush(self._due, (now, key))
         return key
 
@@ -80,7 +81,7 @@ class Prover:
 
     def deadline(self) -> float | None:
         """When the next probe is due."""
-        while self._due and self._due[0][1] not in self._candidates:
+        while self._due and not self._current(*self._due[0]):
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else None
 
@@ -88,15 +89,20 @@ class Prover:
         """The IP packets to send now."""
         packets: list[bytes] = []
         while self._due and self._due[0][0] <= now:
-            _, key = heapq.heappop(self._due)
-            candidate = self._candidates.get(key)
-            if candidate is None:
+            due, key = heapq.heappop(self._due)
+            if not self._current(due, key):
                 continue
+            candidate = self._candidates[key]
             packets.append(self._probe(candidate))
             first = max(FIRST_RETRY, len(self._candidates) * _RETRY_PER_CANDIDATE)
             candidate.retry = min(max(first, candidate.retry * 2), LAST_RETRY)
-            heapq.heappush(self._due, (now + candidate.retry, key))
+            candidate.due = now + candidate.retry
+            heapq.heappush(self._due, (candidate.due, key))
         return packets
+
+    def _current(self, due: float, key: Key) -> bool:
+        candidate = self._candidates.get(key)
+        return candidate is not None and candidate.due == due
 
     def _probe(self, candidate: _Candidate) -> bytes:
         expected = candidate.expected

@@ -100,7 +100,7 @@ def read(connection: socket.socket) -> Snapshot:
     )
 
 
-_TCP_CLOSE_WAIT = 8  # net/tcp_states.h
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # net/tcp_states.h
 
 
 def recreate(connection: FourTuple, tcp: TcpSection, proof: Proof, rcv_nxt: Seq) -> socket.socket:
@@ -185,6 +185,11 @@ def unsent(connection: socket.socket) -> int:
 def input_unread(connection: socket.socket) -> int:
     """Bytes that arrived and that the application has not read (SIOCINQ)."""
     return int(struct.unpack("=i", fcntl.ioctl(connection, termios.FIONREAD, b"\0\0\0\0"))[0])
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """The kernel has nothing of this connection any more: both sides acknowledged the end, or one reset it."""
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
 
 def mark_close(connection: socket.socket, dscp: int) -> None:

@@ -16,8 +16,8 @@ import yaml
 
 from state.errors import ConfigurationError
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
-_MAC = re.compile(r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+_MAC = re.compile(r"^([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
 PROTOCOLS = ("http",)
 
 
@@ -148,6 +148,10 @@ class _Checker:
             self.problem(node, path, f"must be {what}")
         return ""
 
+    def address(self, node: yaml.Node | None, path: str) -> str:
+        text = self.text(node, path, ipaddress.ip_address, "an IP address")
+        return str(ipaddress.ip_address(text)) if text else ""
+
     def integer(self, node: yaml.Node | None, path: str, low: int, high: int, default: int) -> int:
         if node is None:
             return default
@@ -263,7 +267,7 @@ def _vip(check: _Checker, node: yaml.Node, path: str) -> Vip:
     slots = check.integer(fields.get("slots"), f"{path}.slots", 1, 256, 64)
     if slots & (slots - 1):
         check.problem(fields.get("slots"), f"{path}.slots", f"{slots} is not a power of two")
-    address = check.text(fields.get("address"), f"{path}.address", ipaddress.ip_address, "an IP address")
+    address = check.address(fields.get("address"), f"{path}.address")
     mac = fields.get("mac")
     return Vip(
         address=address,
@@ -298,7 +302,7 @@ def _servers(check: _Checker, node: yaml.Node | None) -> tuple[Server, ...]:
         servers.append(
             Server(
                 name=check.text(fields.get("name"), f"{place}.name", _is_name, "a server's name"),
-                address=check.text(fields.get("address"), f"{place}.address", ipaddress.ip_address, "an IP address"),
+                address=check.address(fields.get("address"), f"{place}.address"),
                 port=check.text(fields.get("port"), f"{place}.port", _is_name, "a switch port's name"),
                 backups=tuple(check.text(n, f"{place}.backups", _is_name, "a server's name") for n in names),
                 docroot=check.text(fields.get("docroot"), f"{place}.docroot", _is_path, "an absolute path"),
@@ -359,6 +363,8 @@ def _check_together(check: _Checker, top: dict[str, yaml.Node], configuration: C
     for i, vip in enumerate(configuration.vips):
         if not vip.address:
             continue
+        if ":" in vip.address:
+            check.problem(top.get("vips"), f"vips[{i}].address", "the switch is not steered for IPv6 yet")
         if vip.address in seen:
             check.problem(top.get("vips"), f"vips[{i}].address", f"{vip.address} is used twice")
         seen.add(vip.address)

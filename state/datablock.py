@@ -143,7 +143,7 @@ class DataBlock:
                     decoder = _section_decoders[type_] = msgspec.msgpack.Decoder(type_)
                 try:
                     state = decoder.decode(section.payload)
-                except (msgspec.DecodeError, RecursionError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise CheckpointRefused(name, str(error)) from None
                 assert isinstance(state, type_)
                 return state
@@ -161,7 +161,7 @@ class DataBlock:
         """The whole block. Raises `CheckpointRefused` with the name of the field that is wrong."""
         try:
             body = _body_decoder.decode(_payload(data))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise CheckpointRefused(_field_of(error), str(error)) from None
         _check(body.header)
         names = [section.name for section in body.sections]
@@ -174,7 +174,7 @@ def decode_header(data: bytes) -> Header:
     """Only the header, with the same checks; the sections are left to whoever knows them."""
     try:
         header = _header_decoder.decode(_payload(data)).header
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointRefused(_field_of(error), str(error)) from None
     _check(header)
     return header

@@ -39,7 +39,7 @@ class Hello(Message):
     version: int
     server: Name
     incarnation: UInt63
-    mac: Annotated[str, Meta(pattern="^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+    mac: Annotated[str, Meta(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")]
     pid: int
 
 
@@ -178,7 +178,7 @@ class FrameReader:
                 break
             try:
                 messages.append(self._decoder.decode(buffer[start + _LENGTH.size : end]))
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise MessageRefused(f"malformed message: {error}") from None
             start = end
         del buffer[:start]

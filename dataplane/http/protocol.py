@@ -74,7 +74,7 @@ class HttpApplication(Application):
         self._work()
 
     def checkpoint(self, block: DataBlock) -> None:
-        block.append(NAME, HttpSection(pending=bytes(self._parser.trailing_data[0])))
+        block.append(NAME, HttpSection(pending=b"" if self._ended else bytes(self._parser.trailing_data[0])))
 
     def received(self, data: bytes) -> None:
         if self._ended:
@@ -110,6 +110,8 @@ class HttpApplication(Application):
                 return
             if isinstance(event, h11.Request):
                 self._request = event
+                if _has_body(event):
+                    self._refuse(413, "a request with a body is not accepted here")
             elif isinstance(event, h11.Data):
                 self._refuse(413, "a request with a body is not accepted here")
             elif isinstance(event, h11.EndOfMessage):
@@ -135,7 +137,9 @@ class HttpApplication(Application):
             else:
                 ref = opened.ref
                 file = semantics.File(ref.identifier, ref.size, ref.mtime_ns)
-                answer = semantics.answer(list(request.headers), file)
+                answer = semantics.answer(
+                    [(k, v) for k, v in request.headers if request.method == b"GET" or k != b"range"], file
+                )
         self._plan(answer, opened, with_body=request.method != b"HEAD" and answer.status != 304)
 
     def _plan(self, answer: semantics.Answer, opened: OpenObject | None, *, with_body: bool) -> None:
@@ -174,6 +178,11 @@ class HttpApplication(Application):
         self._ended = True
         if self._stream is not None:
             self._stream.close()
+
+
+def _has_body(request: h11.Request) -> bool:
+    framing = dict(request.headers)
+    return b"transfer-encoding" in framing or framing.get(b"content-length", b"0") != b"0"
 
 
 _REASONS = {

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import unquote_to_bytes, urlsplit
 
-_RANGE = re.compile(rb"^bytes=(\d*)-(\d*)$")
+_RANGE = re.compile(rb"^bytes=(\d{0,18})-(\d{0,18})\Z")
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -45,10 +45,10 @@ class Answer:
 
 def path_of(target: bytes) -> str | None:
     """The identifier of the object that a request target names; None when it names nothing a file can be."""
-    path = urlsplit(target).path if target.startswith((b"http://", b"/")) else b""
     try:
+        path = urlsplit(target).path if target.startswith((b"http://", b"/")) else b""
         text = unquote_to_bytes(path).decode("utf-8")
-    except UnicodeDecodeError:
+    except ValueError:
         return None
     if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
         return None
@@ -128,6 +128,6 @@ def _date(value: bytes | None) -> datetime | None:
         return None
     try:
         date = parsedate_to_datetime(value.decode("ascii"))
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
