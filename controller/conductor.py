@@ -336,10 +336,32 @@ class Conductor:
 
     def stored(self, name: str, accepted: list[tuple[str, str, bytes]]) -> list[Action]:
         """Checkpoints were stored: the backup builds unready connections from them."""
+        actions = self._follow_strays(name, [connection for connection, _, _ in accepted])
         backup = self.servers[name].backup
-        if backup is None or not accepted:
-            return []
-        return [Send(backup, messages.Backup(name, [block for _, _, block in accepted]))]
+        if backup is not None and accepted:
+            actions.append(Send(backup, messages.Backup(name, [block for _, _, block in accepted])))
+        return actions
+
+    def _follow_strays(self, name: str, connections: list[str]) -> list[Action]:
+        """Connections that a server accepted just before their slot, idle as it seemed, went to another server.
+
+        The slot follows the connection. If the slot's new owner has connections in it already, the stray is given up:
+        unknown to the shared state, it is reset by the first packet that its client sends.
+        """
+        actions: list[Action] = []
+        for connection in connections:
+            record = self.collector.get(connection)
+            slot = self.ownership.slot(record.header.connection) if record is not None else None
+            if slot is None or (owner := self.ownership.owner[self.ownership.home[slot]]) == name:
+                continue
+            taken = any(self.ownership.slot(r.header.connection) == slot for _, r in self.collector.of(owner))
+            move = None if taken else self.ownership.follow(slot, name)
+            if move is None:
+                gone, forget = self.closed(name, [connection])
+                actions += [*forget, Drop(gone)]
+            else:
+                actions.append(Commit(steering.slot(self.configuration, self.ownership, slot)))
+        return actions
 
     def closed(self, name: str, connections: Iterable[str]) -> tuple[list[str], list[Action]]:
         """Connections ended in good order: (those that were this server's, actions)."""

@@ -46,6 +46,7 @@ class Ownership:
     def __init__(self, configuration: Configuration) -> None:
         self._names = [server.name for server in configuration.servers]
         self._vips = configuration.vips
+        self._packed = [ipaddress.ip_address(vip.address).packed for vip in configuration.vips]
         self.owner: dict[str, str] = {name: name for name in self._names}
         """Owner of each home."""
         self.home: dict[SlotId, str] = {}
@@ -72,9 +73,9 @@ class Ownership:
         return self.owner[self.home[slot]] if slot is not None else None
 
     def slot(self, connection: FourTuple) -> SlotId | None:
-        for v, vip in enumerate(self._vips):
-            if _packed(vip.address) == connection.source:
-                return (v, slot_of(vip, connection))
+        for v, packed in enumerate(self._packed):
+            if packed == connection.source:
+                return (v, slot_of(self._vips[v], connection))
         return None
 
     def fail_over(self, server: str, heir: str) -> list[str]:
@@ -100,6 +101,15 @@ class Ownership:
             self.home[move.slot] = move.home
         return moves
 
+    def follow(self, slot: SlotId, server: str) -> SlotMove | None:
+        """Point a slot to a home that `server` owns. None when it owns none."""
+        homes = self.homes_of(server)
+        if not homes:
+            return None
+        move = SlotMove(slot, server if server in homes else homes[0])
+        self.home[slot] = move.home
+        return move
+
     def encode(self) -> bytes:
         """For the store, so that a controller that starts again knows."""
         slots = [[self.home[v, k] for k in range(vip.slots)] for v, vip in enumerate(self._vips)]
@@ -120,7 +130,3 @@ class Ownership:
         self.owner = dict(state.owners)
         self.home = {(v, k): name for v, row in enumerate(state.slots) for k, name in enumerate(row)}
         return True
-
-
-def _packed(address: str) -> bytes:
-    return ipaddress.ip_address(address).packed

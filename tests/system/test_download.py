@@ -98,8 +98,9 @@ def test_several_requests_on_one_connection_with_a_death_between(lab: Lab) -> No
         assert int(client.stdout.readline()) == size
         (connection,) = lab.connections()
         owners.append(connection["server"])
+        before = len(lab.takeovers())
         lab.fail(owners[-1], how="kill")
-        lab.until(lambda: lab.takeovers()[-1]["state"] == "done", "the takeover is not done")
+        lab.until(lambda b=before: [t["state"] for t in lab.takeovers()[b:]] == ["done"], "the takeover is not done")
         assert lab.takeovers()[-1]["resumed"] == 1
         lab.heal(owners[-1])
         client.stdin.write("\n")
