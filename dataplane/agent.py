@@ -14,11 +14,11 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pyroute2 import IPRoute
 
-from dataplane import repair
+from dataplane import orphans, repair
 from dataplane.backup import Progress, Takeover, UnreadySet
 from dataplane.connection import LiveConnection, refuse_quietly
 from dataplane.controller_link import ControllerLink
@@ -77,6 +77,7 @@ class Agent:
         self._proving = Proving()
         self._guard = StallGuard(self._proving)
         self._link = ControllerLink(self._configuration.agents, self)
+        orphans.destroy(self._services())
         for vip in self._configuration.vips:
             for service in vip.services:
                 self._listen(vip.address, service)
@@ -91,6 +92,9 @@ class Agent:
             for listener in self._listeners:
                 listener.close()
             self.root.close()
+
+    def _services(self) -> Iterator[tuple[str, int]]:
+        return ((vip.address, service.port) for vip in self._configuration.vips for service in vip.services)
 
     # --- serving ---
     def _listen(self, address: str, service: Service) -> None:
@@ -217,6 +221,8 @@ class Agent:
                 connection.abandon()
             self._closed.clear()  # they are not closed: another server has them
             self._live()
+            # Before the next hello: the link comes back only when this is done.
+            self._link.hold(self._loop.run_in_executor(None, orphans.destroy, list(self._services())))
         self._link.disconnect()
 
     def _live(self) -> None:

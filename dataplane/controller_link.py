@@ -45,6 +45,7 @@ class ControllerLink(asyncio.Protocol):
         self._reader = messages.FrameReader(from_agent=False)
         self._lost: asyncio.Future[bool] | None = None
         self._welcome = False
+        self._held: asyncio.Future[None] | None = None
         self._blocks: list[bytes] = []
         self._waiting: list[Callable[[], None]] = []
         self._unstored: deque[tuple[int, float, list[Callable[[], None]]]] = deque()
@@ -65,8 +66,15 @@ class ControllerLink(asyncio.Protocol):
             else:
                 self._lost = self._loop.create_future()
                 welcomed = await self._lost
+            if self._held is not None:
+                await self._held
+                self._held = None
             failures = 0 if welcomed else failures + 1
             await asyncio.sleep(min(_RETRY_FIRST * 2 ** min(failures, 10), _RETRY_LAST))
+
+    def hold(self, until: asyncio.Future[None]) -> None:
+        """Do not connect again before this is done."""
+        self._held = until
 
     @property
     def connected(self) -> bool:

@@ -101,7 +101,8 @@ def test_several_requests_on_one_connection_with_a_death_between(lab: Lab) -> No
         before = len(lab.takeovers())
         lab.fail(owners[-1], how="kill")
         lab.until(lambda b=before: [t["state"] for t in lab.takeovers()[b:]] == ["done"], "the takeover is not done")
-        assert lab.takeovers()[-1]["resumed"] == 1
+        takeover = lab.takeovers()[-1]
+        assert (takeover["resumed"], takeover["reset"]) == (1, {}), takeover
         lab.heal(owners[-1])
         client.stdin.write("\n")
         client.stdin.flush()

@@ -1,0 +1,29 @@
+"""Sockets that an earlier life of the agent left in this kernel.
+
+A killed process's connections do not end with it: the kernel goes on retransmitting their data and FIN, for minutes if
+nobody answers, and nobody does, because the switch has fenced them. They can do no harm outside, but they occupy their
+addresses and ports: a connection that another server took over meanwhile could not come back here.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+
+from state.errors import LocalError
+
+
+def destroy(services: Iterable[tuple[str, int]]) -> None:
+    """End every connected socket of these (address, port), as `ss -K` does (SOCK_DESTROY, kernel 4.5).
+
+    The kernel may send RST for some of them; the server is fenced, or not yet permitted, when this runs.
+    Raises `LocalError` when `ss` cannot do it.
+    """
+    for address, port in services:
+        command = ["ss", "-K", "-tn", "state", "connected", "src", address, "sport", "=", f":{port}"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LocalError(f"orphaned sockets cannot be destroyed: {error}") from None
+        if done.returncode != 0:
+            raise LocalError(f"orphaned sockets of {address}:{port} cannot be destroyed: {done.stderr.strip()}")
