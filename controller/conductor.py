@@ -183,7 +183,7 @@ class Conductor:
         whole = steering.everything(self.configuration, self.ownership, self._attachments())
         meters: list[Action] = [SendToSwitch(message) for message in steering.meter()]
         fencing = tuple(t.number for t in self._active.values() if t.phase is Phase.FENCING)
-        return [*meters, Commit(whole, fencing)]
+        return [*meters, Commit(whole, fencing), *self._synchronise()]
 
     def port_changed(self, name: str, number: int, up: bool, now: float) -> list[Action]:
         """A port came, went, or changed its carrier."""
@@ -196,7 +196,7 @@ class Conductor:
         if not up:
             failure = self.detector.failed(server.name, Cause.LINK_DOWN)
             return self._failed(failure, now) if failure is not None else []
-        return []
+        return self._synchronise()
 
     def _attachments(self) -> dict[str, Attachment]:
         return {
