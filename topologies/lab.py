@@ -114,8 +114,12 @@ class Lab:
             process.wait()
         self._processes.clear()
         if self._net is not None:
-            with contextlib.suppress(Exception):  # what Mininet cannot stop, the record removes
-                self._net.stop()
+            # Not `net.stop()`: it talks to each host's shell, and waits for ever for one that does not answer.
+            for node in (*self._net.hosts, *self._net.switches, *self._net.controllers):
+                if node.shell is not None:
+                    node.shell.kill()
+                    node.shell.wait()
+                    node.shell = None
             self._net = None
         self._record.remove_everything()
         if self._lock >= 0:

@@ -111,7 +111,7 @@ def test_several_requests_on_one_connection_with_a_death_between(lab: Lab) -> No
 
 
 def test_the_controller_may_be_away_and_nothing_stored_is_lost(lab: Lab, object_digest: str) -> None:
-    curl = download(lab, "c1")
+    curl = download(lab, "c1", "/object.bin", "--limit-rate", "16M")
     assert curl.wait_for(16 << 20)
     before = lab.connections()
     lab.fail("controller", how="kill")
