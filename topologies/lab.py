@@ -189,6 +189,9 @@ servers:
                 build=False,
             )
             self._net.addController("ryu", RemoteController, ip=listen.host, port=listen.port)
+            # Their ends in this namespace: deleting them does not wait for the hosts' namespaces to vanish.
+            self._record.links += [f"{BRIDGE}-{name}" for name in self._host_names()]
+            self._record.save()
             self._net.build()
             for host in self._net.hosts:
                 self._record.add_host(host.name, host.pid)
@@ -204,6 +207,10 @@ servers:
         made = subprocess.run(["ovs-vsctl", "--timeout=5", "br-exists", BRIDGE], capture_output=True, check=False)
         if made.returncode != 0:
             raise LabError(f"bridge {BRIDGE} cannot be made: see the log of ovs-vswitchd")
+
+    def _host_names(self) -> list[str]:
+        clients = [f"c{number}" for number in range(1, self._client_count + 1)]
+        return [server.name for server in self.configuration.servers] + clients
 
     def _management_link(self, host: Any, number: int) -> None:
         """A wire from the server to the controller's machine that does not cross the switch."""
