@@ -73,7 +73,7 @@ class Agent:
     async def run(self) -> None:
         """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
         self._loop = asyncio.get_running_loop()
-        self._unready = UnreadySet(self, self._registry, self._loop.time)
+        self._unready = UnreadySet(self, self._registry)
         self._proving = Proving()
         self._guard = StallGuard(self._proving)
         self._link = ControllerLink(self._configuration.agents, self)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,7 +40,7 @@ CHECKPOINT_UNUSABLE = "checkpoint unusable"
 
 @dataclass(eq=False, slots=True)
 class Unready:
-    """One connection that could be taken over. `flaw` is why it could not, should that be known already."""
+    """One connection that could be taken over. `missing` are objects that this server does not have."""
 
     header: Header
     tcp: TcpSection
@@ -49,16 +49,14 @@ class Unready:
     application: Application
     objects: dict[str, OpenObject]
     missing: set[str]
-    taken_at: float
 
 
 class UnreadySet:
     """Unready connections by owner and connection id."""
 
-    def __init__(self, host: Host, registry: Registry, clock: Callable[[], float]) -> None:
+    def __init__(self, host: Host, registry: Registry) -> None:
         self._host = host
         self._registry = registry
-        self._clock = clock
         self._owners: dict[str, dict[str, Unready]] = {}
         self.refused: dict[str, int] = {}
         """Blocks that could not be used, counted by the field that was wrong."""
@@ -96,7 +94,7 @@ class UnreadySet:
             except ObjectMissing:
                 missing.add(ref.identifier)
         expected = Expectation.of(header, tcp, stream)
-        return Unready(header, tcp, stream, expected, application, objects, missing, self._clock())
+        return Unready(header, tcp, stream, expected, application, objects, missing)
 
     def forget(self, owner: str, connections: Iterable[str]) -> None:
         """These ended; no names: all of the owner's."""

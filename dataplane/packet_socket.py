@@ -12,11 +12,9 @@ import struct
 import threading
 
 ETH_P_IP = 0x0800
-ETH_P_IPV6 = 0x86DD
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 16 * 1024 * 1024
-_IPV6_HDRINCL = 36
 
 _Instruction = tuple[int, int, int, int]
 # linux/bpf_common.h

@@ -81,6 +81,7 @@ def test_down_removes_what_a_crashed_holder_left() -> None:
 
 def test_a_port_in_use_is_one_sentence_and_nothing_remains() -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", 8080))
         taken.listen()
         failed = takeover("lab", "up")
