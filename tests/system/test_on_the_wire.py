@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 from scapy.utils import RawPcapReader
@@ -85,7 +86,8 @@ def test_a_backup_whose_copy_differs_resets_and_never_splices(tmp_path: Path) ->
         lab.until(lambda: lab.takeovers()[0]["state"] == "done", "the takeover is not done")
         (takeover,) = lab.takeovers()
         assert takeover["reset"] == {"object differs at the backup": 1}
-        shown = subprocess.run(["takeover", "takeovers"], capture_output=True, text=True, check=True).stdout
+        command = str(Path(sys.executable).with_name("takeover"))
+        shown = subprocess.run([command, "takeovers"], capture_output=True, text=True, check=True).stdout
         assert "1 object differs at the backup" in shown
         metrics = subprocess.run(["curl", "-sS", lab.api + "/metrics"], capture_output=True, text=True, check=True)
         assert 'takeover_moved_connections_total{fate="reset: object differs at the backup"} 1.0' in metrics.stdout
