@@ -286,7 +286,13 @@ servers:
             servers = self.servers()
             return {s["name"] for s in servers if s["state"] == "up" and (s["backup"] or len(names) == 1)} == names
 
+        def answered() -> bool:
+            """The switch has committed what the controller decided: a client is answered, on a new connection each."""
+            ask = ["curl", "-sS", "--max-time", "2", "-o", "/dev/null", "http://vip/"]
+            return all(self.run("c1", ask, capture_output=True, check=False).returncode == 0 for _ in range(3))
+
         self.until(ready, f"the servers are not up after {READY_SECONDS:.0f} s: see the logs in {FOLDER}")
+        self.until(answered, "the VIP does not answer a client")
 
     def until(self, condition: Callable[[], object], sentence: str, seconds: float = READY_SECONDS) -> None:
         """Wait until the running system says so (its API is asked). Raises `LabError` with `sentence`."""

@@ -14,7 +14,9 @@ _SIZE = 256 << 20
 
 
 def _owner(lab: Lab) -> str:
-    (connection,) = [c for c in lab.connections() if c["checkpoint"]["object"]]
+    found = [c for c in lab.connections() if c["checkpoint"]["object"]]
+    assert len(found) == 1, (found, lab.log(found[0]["server"])[-800:], lab.log("controller")[-800:])
+    (connection,) = found
     return str(connection["server"])
 
 
