@@ -168,6 +168,7 @@ class Agent:
         closed, self._closed = self._closed, []
         if not closed:
             return
+        self._link.flush()
         self._link.send(messages.Closed(closed))
 
     # --- heartbeat ---

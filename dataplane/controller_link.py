@@ -134,7 +134,14 @@ class ControllerLink(asyncio.Protocol):
         self._blocks.append(block)
         self._waiting.append(stored)
 
+    def flush(self) -> None:
+        """Send the checkpoints of this turn now: what is said next may be about their connections' end."""
+        if self._blocks:
+            self._flush()
+
     def _flush(self) -> None:
+        if not self._blocks:
+            return
         blocks, waiting = self._blocks, self._waiting
         self._blocks, self._waiting = [], []
         self._number += 1
