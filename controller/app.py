@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from controller import ryu_adapter, steering
 from controller.runtime import Runtime
+from controller.switch import OpenFlowSwitch
 from dataplane import segment
 from state.datablock import FourTuple
 from state.errors import SegmentMalformed
@@ -24,36 +23,6 @@ _ETHERNET = 14
 _STATISTICS_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-class OpenFlowSwitch:
-    """A connected switch: atomic bundles (ONF extension 230) and single messages."""
-
-    def __init__(self, datapath: Any) -> None:
-        self.datapath = datapath
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, Callable[[], None]] = {}
-
-    def send(self, message: Any) -> None:
-        message.datapath = self.datapath
-        self.datapath.send_msg(message)
-
-    def commit(self, bundle: list[Any], committed: Callable[[], None]) -> None:
-        """All of the bundle or nothing; `committed` is called on the switch's reply. Does not wait."""
-        number = next(self._numbers)
-        flags = OFP.ONF_BF_ATOMIC | OFP.ONF_BF_ORDERED
-        self._waiting[number] = committed
-        self.send(PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_OPEN_REQUEST, flags, []))
-        for message in bundle:
-            message.datapath = self.datapath
-            self.send(PARSER.ONFBundleAddMsg(self.datapath, number, flags, message, []))
-        self.send(PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_COMMIT_REQUEST, flags, []))
-
-    def replied(self, number: int, type_: int) -> None:
-        if type_ == OFP.ONF_BCT_COMMIT_REPLY:
-            committed = self._waiting.pop(number, None)
-            if committed is not None:
-                committed()
 
 
 class TakeoverApp(app_manager.RyuApp):  # type: ignore[misc]
@@ -82,6 +51,7 @@ class TakeoverApp(app_manager.RyuApp):  # type: ignore[misc]
             event.datapath.send_msg(PARSER.OFPPortDescStatsRequest(event.datapath, 0))
         elif self._switch is not None and event.datapath is self._switch.datapath:
             self._runtime.switch_disconnected(self._switch)
+            self._switch.close()
             self._switch = None
 
     @set_ev_cls(ofp_event.EventOFPPortDescStatsReply, MAIN_DISPATCHER)
@@ -107,10 +77,12 @@ class TakeoverApp(app_manager.RyuApp):  # type: ignore[misc]
     @set_ev_cls(ofp_event.EventOFPErrorMsg, [CONFIG_DISPATCHER, MAIN_DISPATCHER])
     def _error(self, event: Any) -> None:
         kind = f"{event.msg.type}/{event.msg.code}"
-        if event.msg.type == OFP.OFPET_METER_MOD_FAILED and event.msg.code == OFP.OFPMMFC_UNKNOWN_METER:
-            return  # deleting the meter of an earlier life that there was none of
+        if event.msg.type == OFP.OFPET_METER_MOD_FAILED and event.msg.code == OFP.OFPMMFC_METER_EXISTS:
+            return  # of an earlier life of the controller
         self._runtime.errors[f"openflow {kind}"] += 1
         _log.error("switch refused a message: error type/code %s, data %s", kind, bytes(event.msg.data)[:64].hex())
+        if self._switch is not None:
+            self._switch.failed(event.msg.xid)
 
     # --- the close gate ---
     @set_ev_cls(ofp_event.EventOFPPacketIn, MAIN_DISPATCHER)

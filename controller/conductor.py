@@ -180,10 +180,14 @@ class Conductor:
         self._ports = dict(ports)
         for server in self.configuration.servers:
             self.servers[server.name].port = self._ports.get(server.port)
+        return [*self.reinstall(), *self._synchronise()]
+
+    def reinstall(self) -> list[Action]:
+        """Say to the switch everything that should stand in it; takeovers that wait for a fence wait for this one."""
         whole = steering.everything(self.configuration, self.ownership, self._attachments())
         meters: list[Action] = [SendToSwitch(message) for message in steering.meter()]
         fencing = tuple(t.number for t in self._active.values() if t.phase is Phase.FENCING)
-        return [*meters, Commit(whole, fencing), *self._synchronise()]
+        return [*meters, Commit(whole, fencing)]
 
     def port_changed(self, name: str, number: int, up: bool, now: float) -> list[Action]:
         """A port came, went, or changed its carrier."""

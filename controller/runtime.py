@@ -25,6 +25,7 @@ from state.store import Store
 
 _EVENTS_KEPT = 1000
 _STORES_PER_TURN = 256
+_REINSTALL_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ _log = logging.getLogger(__name__)
 class Switch(Protocol):
     """The connected switch."""
 
-    def commit(self, bundle: list[SwitchMessage], committed: Callable[[], None]) -> None: ...
+    def commit(
+        self, bundle: list[SwitchMessage], committed: Callable[[], None], refused: Callable[[], None]
+    ) -> None: ...
 
     def send(self, message: SwitchMessage) -> None: ...
 
@@ -121,7 +124,17 @@ class Runtime:
             for number in waiting:
                 self.perform(self.conductor.committed(number, now))
 
-        self.switch.commit(action.messages, committed)
+        def refused() -> None:
+            """What stands in the switch is not what was decided: say everything anew, and again until it is taken."""
+            if self.switch is switch:
+                eventlet.spawn_after(_REINSTALL_SECONDS, self._reinstall, switch)
+
+        switch = self.switch
+        switch.commit(action.messages, committed, refused)
+
+    def _reinstall(self, switch: Switch) -> None:
+        if self.switch is switch:
+            self.perform(self.conductor.reinstall())
 
     def _announce(self, kind: str, body: dict[str, object]) -> None:
         self.event_number += 1

@@ -93,12 +93,16 @@ def clear() -> list[Message]:
 
 
 def meter() -> list[Message]:
-    """The rate limit of what reaches the controller through the gate. Not part of a bundle (OVS takes none there)."""
+    """The rate limit of what reaches the controller through the gate. Not part of a bundle (OVS takes none there).
+
+    One of the two is refused or needless. Deleting first would delete the gate's flows with the meter, and let closes
+    through until they stand again.
+    """
     bands = [PARSER.OFPMeterBandDrop(rate=_GATE_PACKETS_PER_SECOND, burst_size=_GATE_PACKETS_PER_SECOND)]
     flags = OFP.OFPMF_PKTPS | OFP.OFPMF_BURST
     return [
-        PARSER.OFPMeterMod(DESCRIPTION, command=OFP.OFPMC_DELETE, meter_id=_GATE_METER),
-        PARSER.OFPMeterMod(DESCRIPTION, command=OFP.OFPMC_ADD, flags=flags, meter_id=_GATE_METER, bands=bands),
+        PARSER.OFPMeterMod(DESCRIPTION, command=command, flags=flags, meter_id=_GATE_METER, bands=bands)
+        for command in (OFP.OFPMC_ADD, OFP.OFPMC_MODIFY)
     ]
 
 

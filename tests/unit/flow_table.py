@@ -192,12 +192,18 @@ class FlowTable:
 
 
 class TableSwitch:
-    """A connected switch, as `controller.runtime` sees one: it carries a bundle out at once."""
+    """A connected switch, as `controller.runtime` sees one: it carries a bundle out at once, or refuses it."""
 
     def __init__(self) -> None:
         self.table = FlowTable()
+        self.refusals = 0
+        """So many of the next bundles are refused."""
 
-    def commit(self, bundle: list[Any], committed: Callable[[], None]) -> None:
+    def commit(self, bundle: list[Any], committed: Callable[[], None], refused: Callable[[], None]) -> None:
+        if self.refusals > 0:
+            self.refusals -= 1
+            refused()
+            return
         self.table.apply(bundle)
         committed()
 

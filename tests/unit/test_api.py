@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import eventlet
 import falcon
 import pytest
 from eventlet.greenio import GreenSocket
@@ -353,3 +354,17 @@ def test_the_description_lists_exactly_the_routes_that_exist(system: System) -> 
     methods = {"get", "post", "put", "patch", "delete"}
     listed = {(shape(path), verb) for path, item in described["paths"].items() for verb in item if verb in methods}
     assert listed - {("/openapi.json", "get")} == exist - {("/openapi.json", "get")}
+
+
+# --- the switch ---
+def test_a_takeover_goes_on_after_the_switch_refused_its_bundle(system: System) -> None:
+    """What was decided is said anew, whole, until the switch takes it; the heir begins only then."""
+    system.switch.refusals = 2
+    system.s2.heard()
+    system.s1.end()
+    assert system.get("/v1/takeovers").json["items"][0]["state"] == "fencing"
+    with eventlet.Timeout(5):
+        while system.get("/v1/takeovers").json["items"][0]["state"] == "fencing":
+            eventlet.sleep(0.01)
+    assert system.switch.refusals == 0
+    assert any(isinstance(message, messages.Resume) for message in system.s2.heard())

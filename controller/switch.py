@@ -1,0 +1,83 @@
+"""A connected switch: everything that is said to it, in the order in which it was decided.
+
+Ryu's own send queue holds 16 messages and *suspends the caller* when it is full. A caller suspended half-way through a
+bundle lets other events be decided and sent meanwhile, and the older bundle, committed last, would undo the newer one.
+So nobody but one green thread talks to Ryu's queue, and a bundle is one piece of bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import eventlet
+from eventlet.queue import LightQueue
+
+from controller import ryu_adapter
+
+OFP, PARSER = ryu_adapter.OFP, ryu_adapter.PARSER
+
+_log = logging.getLogger(__name__)
+
+
+class OpenFlowSwitch:
+    """Atomic bundles (ONF extension 230) and single messages to one datapath. No method suspends the caller."""
+
+    def __init__(self, datapath: Any) -> None:
+        self.datapath = datapath
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
+        self._commits: dict[int, int] = {}
+        """Number of the bundle by the transaction id of its commit request."""
+        self._outbox = LightQueue()
+        self._writer = eventlet.spawn(self._write)
+
+    def close(self) -> None:
+        """The connection is gone: what was not sent is dropped."""
+        self._writer.kill()
+
+    def send(self, message: Any) -> None:
+        self._outbox.put(self._serialized(message))
+
+    def commit(self, bundle: list[Any], committed: Callable[[], None], refused: Callable[[], None]) -> None:
+        """All of the bundle or nothing; `committed` or `refused` is called on the switch's reply. Does not wait."""
+        number = next(self._numbers)
+        flags = OFP.ONF_BF_ATOMIC | OFP.ONF_BF_ORDERED
+        self._waiting[number] = committed, refused
+        parts = [self._serialized(PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_OPEN_REQUEST, flags, []))]
+        for message in bundle:
+            message.datapath = self.datapath
+            parts.append(self._serialized(PARSER.ONFBundleAddMsg(self.datapath, number, flags, message, [])))
+        commit = PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_COMMIT_REQUEST, flags, [])
+        parts.append(self._serialized(commit))
+        self._commits[commit.xid] = number
+        self._outbox.put(b"".join(parts))
+
+    def replied(self, number: int, type_: int) -> None:
+        """The switch answered a bundle control message."""
+        if type_ == OFP.ONF_BCT_COMMIT_REPLY:
+            committed, _ = self._waiting.pop(number, (None, None))
+            self._commits = {xid: other for xid, other in self._commits.items() if other != number}
+            if committed is not None:
+                committed()
+
+    def failed(self, xid: int) -> None:
+        """The switch answered the message with this transaction id with an error."""
+        number = self._commits.pop(xid, None)
+        if number is None:
+            return
+        _, refused = self._waiting.pop(number, (None, None))
+        if refused is not None:
+            refused()
+
+    def _serialized(self, message: Any) -> bytes:
+        message.datapath = self.datapath
+        self.datapath.set_xid(message)
+        message.serialize()
+        return bytes(message.buf)
+
+    def _write(self) -> None:
+        while True:
+            self.datapath.send(self._outbox.get())
