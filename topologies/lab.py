@@ -16,6 +16,7 @@ import ipaddress
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,7 +94,6 @@ class Lab:
                 objects.make(self._docroot)
             self._configure()
             self._build()
-            self._start("controller", None, "controller")
             for server in self.configuration.servers:
                 self._start(server.name, server.name, "agent", "--name", server.name)
             self._wait_ready()
@@ -198,6 +198,9 @@ servers:
                 self._name_hosts(host)
             for number, server in enumerate(self.configuration.servers, 1):
                 self._management_link(self._net.get(server.name), number)
+            # The controller listens before the switch calls: the switch's second try comes a second later or more.
+            self._start("controller", None, "controller")
+            self._wait_listening(listen.host, listen.port)
             with _deep_port_queues():
                 self._net.start()
         except LabError:
@@ -275,14 +278,26 @@ servers:
         """Pid of a server's agent, or of the controller."""
         return self._processes[name].pid
 
+    def _wait_listening(self, host: str, port: int) -> None:
+        def listening() -> bool:
+            self._check_processes()
+            with contextlib.closing(socket.socket()) as sock:
+                return sock.connect_ex((host, port)) == 0
+
+        self.until(listening, f"the controller does not listen on {host}:{port}")
+
+    def _check_processes(self) -> None:
+        """Raises `LabError` when one has ended."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                last = self.log(name).strip().splitlines()[-1:] or ["it said nothing"]
+                raise LabError(f"{name} ended with status {process.returncode}: {last[0]}")
+
     def _wait_ready(self) -> None:
         names = {server.name for server in self.configuration.servers}
 
         def ready() -> bool:
-            for name, process in self._processes.items():
-                if process.poll() is not None:
-                    last = self.log(name).strip().splitlines()[-1:] or ["it said nothing"]
-                    raise LabError(f"{name} ended with status {process.returncode}: {last[0]}")
+            self._check_processes()
             servers = self.servers()
             return {s["name"] for s in servers if s["state"] == "up" and (s["backup"] or len(names) == 1)} == names
 
