@@ -20,11 +20,8 @@ class Record:
     header: Header
     block: bytes
     responsible: str
-
-    @property
-    def settled(self) -> bool:
-        """The responsible server has made a checkpoint of its own: the connection lives there."""
-        return self.header.server == self.responsible
+    settled: bool = True
+    """The responsible server has made a checkpoint of its own in its present life: the connection lives there."""
 
 
 @dataclass
@@ -88,7 +85,7 @@ class Collector:
     def load(self, server: str, block: bytes) -> None:
         """A block from the store, at the start. Raises `CheckpointRefused`."""
         header = decode_header(block)
-        self._put(header.connection.id, Record(header, block, server))
+        self._put(header.connection.id, Record(header, block, server, header.server == server))
 
     def forget(self, server: str, names: Iterable[str]) -> list[str]:
         """These connections ended, says their server. Returns those that were its to end."""
@@ -106,14 +103,15 @@ class Collector:
         names = list(self._by_server.pop(server, {}))
         heirs = self._by_server.setdefault(heir, {})
         for name in names:
-            self._records[name].responsible = heir
+            record = self._records[name]
+            record.responsible, record.settled = heir, False
             heirs[name] = None
         return names
 
     def reassign_one(self, name: str, heir: str) -> None:
         record = self._records[name]
         del self._by_server[record.responsible][name]
-        record.responsible = heir
+        record.responsible, record.settled = heir, False
         self._by_server.setdefault(heir, {})[name] = None
 
     def get(self, name: str) -> Record | None:

@@ -29,7 +29,9 @@ from state.datablock import FourTuple
 from state.messages import Message
 
 _BLOCKS_PER_MESSAGE = 64
-NO_BACKUP = "no backup is up"
+NO_BACKUP = "no backup came up"
+WAIT_FOR_BACKUP = 60.0
+"""Seconds that the connections of a dead server wait for any server to come up; a client's TCP waits longer."""
 RECOVERY_GRACE = 1.0
 """After its own restart the controller waits so long for the agents that it knew before it calls them dead."""
 
@@ -165,14 +167,22 @@ class Conductor:
                 if old.up:
                     self._recovering[name] = now + RECOVERY_GRACE
 
-    def settle_responsibility(self) -> None:
-        """After the stored blocks were loaded: whoever owns a connection's slot is responsible for it."""
+    def settle_responsibility(self, now: float) -> None:
+        """After the stored blocks were loaded: whoever owns a connection's slot is responsible for it.
+
+        Connections of a server that was dead already wait for the next server that comes.
+        """
         for name in self.collector.names():
             record = self.collector.get(name)
             assert record is not None
             owner = self.ownership.server_for(record.header.connection)
             if owner is not None and owner != record.responsible:
                 self.collector.reassign_one(name, owner)
+        for source in self.collector.servers():
+            if source not in self._recovering:
+                count = self.collector.count(source)
+                takeover = self._record(Failure(source, Cause.ABSENT, now), None, count, now)
+                takeover.phase = Phase.WAITING
 
     # --- the switch ---
     def switch_connected(self, ports: dict[str, int]) -> list[Action]:
@@ -267,6 +277,7 @@ class Conductor:
             actions += self._give_back(server)
         if recovering:
             actions += self._take_up(server, now)
+        actions += self._take_in(server, now)
         actions += [self.saved(), *self._synchronise(), self._announce_server(server)]
         return actions
 
@@ -278,22 +289,7 @@ class Conductor:
             if not record.settled:
                 pending.setdefault(record.header.server, []).append(record.block)
         for source, blocks in pending.items():
-            self._number += 1
-            takeover = Takeover(
-                self._number,
-                Cause.ABSENT.value,
-                source,
-                heir.name,
-                self.epoch,
-                [],
-                now,
-                now,
-                0,
-                len(blocks),
-                waiting=len(blocks),
-            )
-            self.history.add(takeover)
-            self._active[self._number] = takeover
+            self._record(Failure(source, Cause.ABSENT, now), heir.name, len(blocks), now)
             actions += [Send(heir.name, messages.Backup(source, blocks)), Commit([], (self._number,))]
         return actions
 
@@ -383,6 +379,9 @@ class Conductor:
         """Call every `detector.TICK` seconds."""
         actions: list[Action] = []
         self.gate.expire(now)
+        for takeover in list(self._active.values()):
+            if takeover.phase is Phase.WAITING and now - takeover.detected > WAIT_FOR_BACKUP:
+                actions += self._give_up(takeover, now)
         for failure in self.detector.tick(now):
             actions += self._failed(failure, now)
         if self._ports:
@@ -415,29 +414,14 @@ class Conductor:
         server.epoch = self.epoch
         heir = self._heir(server.name)
         count = self.collector.count(server.name)
-        self._number += 1
-        takeover = Takeover(
-            number=self._number,
-            cause=failure.cause.value,
-            source=server.name,
-            heir=heir,
-            epoch=self.epoch,
-            homes=self.ownership.homes_of(server.name),
-            since=failure.since,
-            detected=now,
-            detected_wall_ns=int(now * 1e9) + self.wall_offset_ns,
-            connections=count,
-            waiting=count,
-        )
-        self.history.add(takeover)
+        takeover = self._record(failure, heir, count, now)
         fenced = messages.Refused(f"{server.name} was fenced in epoch {self.epoch}: {failure.cause.value}", True)
         actions: list[Action] = []
         if heir is None:
             actions.append(Commit(steering.hand_over(self.configuration, takeover.homes, None)))
-            takeover.lost(count, NO_BACKUP)
-            self.collector.forget(server.name, [name for name, _ in self.collector.of(server.name)])
-            takeover.waiting = 0
-            takeover.fail(now)
+            takeover.phase = Phase.WAITING
+            if count == 0:
+                self._give_up(takeover, now)
         else:
             attachment = self._attachments()[heir]
             self.ownership.fail_over(server.name, heir)
@@ -445,9 +429,50 @@ class Conductor:
                 actions += self._blocks_for(heir, server.name)
             actions.append(Commit(steering.hand_over(self.configuration, takeover.homes, attachment), (self._number,)))
             self.collector.reassign(server.name, heir)
-            self._active[self._number] = takeover
         actions += [Send(server.name, fenced, last=True), self.saved()]
         return [*actions, self._announce_server(server), *self._announce_takeover(takeover)]
+
+    def _record(self, failure: Failure, heir: str | None, connections: int, now: float) -> Takeover:
+        """A takeover begins."""
+        self._number += 1
+        takeover = Takeover(
+            number=self._number,
+            cause=failure.cause.value,
+            source=failure.server,
+            heir=heir,
+            epoch=self.epoch,
+            homes=self.ownership.homes_of(failure.server),
+            since=failure.since,
+            detected=now,
+            detected_wall_ns=int(now * 1e9) + self.wall_offset_ns,
+            connections=connections,
+            waiting=connections,
+        )
+        self.history.add(takeover)
+        self._active[self._number] = takeover
+        return takeover
+
+    def _take_in(self, heir: ServerState, now: float) -> list[Action]:
+        """Connections that waited for any server to come up: this one has their homes now (`_give_back`)."""
+        actions: list[Action] = []
+        for takeover in self._active.values():
+            if takeover.phase is not Phase.WAITING:
+                continue
+            takeover.inherited(heir.name)
+            # The hand-over of `_give_back` went before: when this one is committed, that one is.
+            actions += [*self._blocks_for(heir.name, takeover.source), Commit([], (takeover.number,))]
+            self.collector.reassign(takeover.source, heir.name)
+        return actions
+
+    def _give_up(self, takeover: Takeover, now: float) -> list[Action]:
+        """Nobody came."""
+        source = takeover.source
+        gone = self.collector.forget(source, [name for name, _ in self.collector.of(source)])
+        takeover.lost(len(gone), NO_BACKUP)
+        takeover.waiting = 0
+        takeover.fail(now)
+        del self._active[takeover.number]
+        return [Drop(gone), *self._announce_takeover(takeover)]
 
     def _heir(self, name: str) -> str | None:
         """The first backup that is up and attached; the one that has the unready connections comes first."""

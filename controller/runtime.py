@@ -72,7 +72,7 @@ class Runtime:
                 _log.warning("stored checkpoint of %s: %s", name, error)
                 stale.append(name)
         self._store.forget(stale)
-        self.conductor.settle_responsibility()
+        self.conductor.settle_responsibility(time.monotonic())
 
     def listen(self) -> None:
         """Raises `LocalError` when the agents' address cannot be had."""

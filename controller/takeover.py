@@ -11,10 +11,12 @@ from state.messages import Resumed
 
 class Phase(enum.Enum):
     """FENCING --switch committed--> RESUMING --last connection decided--> DONE
-    |                             |
-    +--heir dies / no heir--> FAILED (its connections go on to the next heir, or are lost)
+    |  ^                          |
+    |  +--a server comes-- WAITING (fenced, but nobody is up to be the heir) --too long--> FAILED, lost
+    +--heir dies-----------------+--> FAILED (its connections go on to the next heir)
     """
 
+    WAITING = "waiting"
     FENCING = "fencing"
     RESUMING = "resuming"
     DONE = "done"
@@ -46,6 +48,11 @@ class Takeover:
     resumed_us: int = 0
     recreate_us: int = 0
 
+    def inherited(self, heir: str) -> None:
+        """A server came up that can take the connections which waited for one."""
+        if self.phase is Phase.WAITING:
+            self.phase, self.heir = Phase.FENCING, heir
+
     def committed(self, now: float) -> None:
         """The switch has fenced the source and steers to the heir."""
         if self.phase is Phase.FENCING:
@@ -68,7 +75,7 @@ class Takeover:
 
     def fail(self, now: float) -> None:
         """The heir cannot finish it."""
-        if self.phase in (Phase.FENCING, Phase.RESUMING):
+        if self.phase in (Phase.WAITING, Phase.FENCING, Phase.RESUMING):
             self.phase = Phase.FAILED
             self.finished = now
 

@@ -125,3 +125,21 @@ def test_the_controller_may_be_away_and_nothing_stored_is_lost(lab: Lab, object_
     assert curl.wait() == 0
     assert curl.digest == object_digest
     lab.heal(owner)
+
+
+def test_when_nobody_is_left_the_first_server_that_comes_back_goes_on(lab: Lab, object_digest: str) -> None:
+    """Even the one that died: its new life knows nothing of the connection but the checkpoint."""
+    curl = download(lab, "c1", "/object.bin", "--limit-rate", "40M")
+    assert curl.wait_for(16 << 20)
+    owner = _owner(lab)
+    others = [server["name"] for server in lab.servers() if server["name"] != owner]
+    for name in (*others, owner):
+        lab.fail(name, how="kill")
+    lab.until(lambda: lab.takeovers()[-1]["state"] == "waiting", "nobody waits")
+    lab.heal(owner)
+    assert curl.wait() == 0
+    assert curl.digest == object_digest
+    takeover = lab.takeovers()[-1]
+    assert (takeover["from"], takeover["to"], takeover["resumed"], takeover["state"]) == (owner, owner, 1, "done")
+    for name in others:
+        lab.heal(name)

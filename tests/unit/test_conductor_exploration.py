@@ -33,7 +33,7 @@ INVARIANTS = {
     "elsewhere": "an heir resumes no connection that lives at another server",
     "accepted": "the checkpoints that an heir makes of what it took over are accepted",
     "ends": "no takeover waits for ever once commits and reports were delivered",
-    "accounted": "once all was delivered every connection lives at the owner of its slot or was counted as lost",
+    "accounted": "once all was delivered every connection lives at the owner of its slot, or waits while nobody is up",
     "owned": "once all was delivered every slot is served by a server that is up, if one is",
 }
 
@@ -271,7 +271,8 @@ class World:
                 self.broken.add("owned")
         lost = sum(sum(takeover.reset.values()) for takeover in self.conductor.history.all())
         living = {port for agent in self.agents.values() for port in agent.live}
-        if len(living) + lost != len(CONNECTIONS) + self.connected:
+        waiting = sum(takeover.waiting for takeover in self.conductor.history.all() if takeover.phase is Phase.WAITING)
+        if len(living) + lost + waiting != len(CONNECTIONS) + self.connected or (waiting and up):
             self.broken.add("accounted")
         for port in living:
             record = self.conductor.collector.get(scenario.four_tuple(port).id)

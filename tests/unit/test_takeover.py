@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.conductor import NO_BACKUP
+from controller.conductor import NO_BACKUP, WAIT_FOR_BACKUP, Drop
 from controller.takeover import History, Phase, Takeover
 from state import messages
 from state.messages import Resumed
@@ -174,7 +174,7 @@ def test_when_the_heir_dies_while_resuming_the_next_one_has_the_checkpoints_alre
     assert said(scene.commit(2), "s3", messages.Resume)
 
 
-def test_without_a_backup_the_connections_are_counted_as_lost_and_the_dead_is_fenced() -> None:
+def test_without_a_backup_the_dead_is_fenced_and_its_connections_wait() -> None:
     scene, table = Scene(scenario.config(1)).up(), FlowTable()
     table.apply(commits(scene.conductor.switch_connected(scene.ports()))[0].messages)
     assert passing(table, 40_000) == [1]
@@ -182,17 +182,57 @@ def test_without_a_backup_the_connections_are_counted_as_lost_and_the_dead_is_fe
     actions = scene.end("s1")
     assert commits(actions)[0].takeovers == ()
     (takeover,) = scene.conductor.history.all()
-    assert (takeover.phase, takeover.heir, dict(takeover.reset)) == (Phase.FAILED, None, {NO_BACKUP: 1})
+    assert (takeover.phase, takeover.heir, takeover.waiting) == (Phase.WAITING, None, 1)
     table.apply(commits(actions)[0].messages)
     assert passing(table, 40_000) == []
 
 
-def test_connections_lost_for_want_of_a_backup_are_no_connections_any_more() -> None:
+@pytest.mark.parametrize("heir", ["s1", "s2"])
+def test_connections_that_wait_are_taken_in_by_the_first_server_that_comes(heir: str) -> None:
+    """Even by the one that lost them: it has another life, and nothing of them in its kernel."""
+    scene, table = Scene(scenario.config(2)).up(), FlowTable()
+    table.apply(commits(scene.conductor.switch_connected(scene.ports()))[0].messages)
+    scene.store("s1", 40_000)
+    scene.end("s2")
+    scene.end("s1")
+    actions = scene.hello(heir, 2)
+    assert backed_up(actions, heir, "s1") == {40_000}
+    for commit in commits(actions):
+        table.apply(commit.messages)
+    assert passing(table, 40_000) == [int(heir[1:])]
+    waited = scene.conductor.history.all()[-1]
+    assert (waited.phase, waited.heir) == (Phase.FENCING, heir)
+    record = scene.conductor.collector.get(scenario.four_tuple(40_000).id)
+    assert record is not None
+    assert (record.responsible, record.settled) == (heir, False), "the gate lets no RST of its kernel out"
+    assert said(scene.commit(waited.number), heir, messages.Resume)
+    scene.report(heir, waited.number, resumed=[40_000])
+    assert (waited.phase, waited.resumed) == (Phase.DONE, 1)
+
+
+def test_nobody_waits_for_ever() -> None:
     scene = Scene(scenario.config(1)).up()
     scene.store("s1", 40_000)
     scene.end("s1")
+    scene.conductor.tick(scene.now + WAIT_FOR_BACKUP - 1)
+    (takeover,) = scene.conductor.history.all()
+    assert takeover.phase is Phase.WAITING
+    (drop,) = [a for a in scene.conductor.tick(scene.now + WAIT_FOR_BACKUP + 1) if isinstance(a, Drop)]
+    assert drop.connections == [scenario.four_tuple(40_000).id]
+    assert (takeover.phase, dict(takeover.reset), takeover.waiting) == (Phase.FAILED, {NO_BACKUP: 1}, 0)
     scene.hello("s1", 2)
     assert scene.conductor.collector.count("s1") == 0
+
+
+def test_connections_wait_through_a_restart_of_the_controller() -> None:
+    scene = Scene(scenario.config(1)).up()
+    scene.store("s1", 40_000)
+    scene.end("s1")
+    scene = scene.restarted()
+    actions = scene.hello("s1", 2)
+    assert backed_up(actions, "s1", "s1") == {40_000}
+    (takeover,) = scene.conductor.history.all()
+    assert said(scene.commit(takeover.number), "s1", messages.Resume)
 
 
 def test_a_fenced_server_without_heir_stays_fenced_when_the_switch_comes_back() -> None:
