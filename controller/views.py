@@ -24,6 +24,7 @@ def server(conductor: Conductor, state: ServerState, now: float) -> View:
         "address": configured.address,
         "state": state.state,
         "epoch": state.epoch,
+        "incarnation": state.incarnation,
         "load": state.load,
         "connections": conductor.collector.count(state.name),
         "slots": len(conductor.ownership.slots_of(state.name)) if state.up else 0,
