@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 _FOLDERS_THAT_NEED_ROOT = ("packet", "system", "claims")
+_LOG_LINES = 60
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +22,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.lab)
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails in a lab shows what the lab's processes said."""
+    report = yield
+    if report.failed and item.get_closest_marker("lab") is not None:
+        from topologies.record import FOLDER
+
+        for log in sorted(FOLDER.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+            report.sections.append((log.name, "\n".join(lines)))
+    return report
 
 
 @pytest.fixture(scope="module")
