@@ -417,7 +417,10 @@ def _deep_port_queues() -> Iterator[None]:
     deeper one."""
     setting = Path("/proc/sys/net/core/rmem_default")
     before = setting.read_text()
-    setting.write_text(str(max(int(before), _PORT_QUEUE_BYTES)))
+    if int(before) >= _PORT_QUEUE_BYTES:
+        yield
+        return
+    setting.write_text(str(_PORT_QUEUE_BYTES))
     try:
         yield
     finally:
