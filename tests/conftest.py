@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from controller.cli import fetch_all
+from state.errors import TakeoverError
 
 _FOLDERS_THAT_NEED_ROOT = ("packet", "system", "claims")
 _LOG_LINES = 60
@@ -34,7 +39,21 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, p
         for log in sorted(FOLDER.glob("*.log")):
             lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
             report.sections.append((log.name, "\n".join(lines)))
+        running = getattr(item, "funcargs", {}).get("lab")
+        if running is not None:
+            report.sections += _state_of(running)
     return report
+
+
+def _state_of(lab: Any) -> Iterator[tuple[str, str]]:
+    """What the API says, and what each kernel does."""
+    for name in ("servers", "connections", "takeovers"):
+        with contextlib.suppress(TakeoverError):
+            items = fetch_all(lab.api, f"/v1/{name}")
+            yield name, "\n".join(json.dumps(item) for item in items[-10:])
+    for host in lab.status()["hosts"]:
+        sockets = lab.run(host, ["ss", "-Otanioe"], capture_output=True, text=True, check=False).stdout
+        yield f"ss in {host}", sockets
 
 
 @pytest.fixture(scope="module")
