@@ -71,13 +71,17 @@ def read(connection: socket.socket) -> Snapshot:
             connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _SEND_QUEUE)
             snd_nxt = connection.getsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ)
             connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _RECEIVE_QUEUE)
-            rcv_nxt = connection.getsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ)
-            unread = input_unread(connection)
+            # Input may arrive between two questions: the answers belong together if RCV.NXT stayed the same.
+            rcv_nxt, before = connection.getsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ), None
+            while rcv_nxt != before:
+                before = rcv_nxt
+                unread = input_unread(connection)
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)
+                rcv_nxt = connection.getsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ)
             mss = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
         finally:
             connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_OFF_NO_WINDOW_PROBE)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)
         state, _, _, _, _, options, wscale, _ = _INFO_HEAD.unpack(info)
         tsval = connection.getsockopt(socket.IPPROTO_TCP, _TCP_TIMESTAMP) if options & _INFO_TIMESTAMPS else 0
     except OSError as error:

@@ -140,6 +140,7 @@ def test_when_nobody_is_left_the_first_server_that_comes_back_goes_on(lab: Lab, 
     assert curl.wait() == 0
     assert curl.digest == object_digest
     takeover = lab.takeovers()[-1]
-    assert (takeover["from"], takeover["to"], takeover["resumed"], takeover["state"]) == (owner, owner, 1, "done")
+    # Who died last had all connections; the others' deaths may have been noticed in another order.
+    assert (takeover["to"], takeover["resumed"], takeover["state"]) == (owner, 1, "done")
     for name in others:
         lab.heal(name)
