@@ -1,7 +1,7 @@
 """Everything awkward about the framework, in one place. Import this before any other part of Ryu.
 
 Ryu 4.34 expects `eventlet.wsgi.ALREADY_HANDLED`, which eventlet removed in 0.33; its web part imports it though nothing
-here uses that part.
+here uses that part. Nor does it know two fields of Neighbour Discovery that the switch has.
 """
 
 from __future__ import annotations
@@ -15,14 +15,27 @@ if not hasattr(eventlet.wsgi, "ALREADY_HANDLED"):
 
 from ryu import cfg
 from ryu.base import app_manager
-from ryu.lib import hub
-from ryu.ofproto import ofproto_v1_3, ofproto_v1_3_parser
+from ryu.lib import hub, type_desc
+from ryu.ofproto import ofproto_v1_3, ofproto_v1_3_parser, oxm_fields
 from ryu.ofproto.ofproto_protocol import ProtocolDesc
 
 DESCRIPTION = ProtocolDesc(version=ofproto_v1_3.OFP_VERSION)
 """Stands for a switch when messages are built: they are bound to a real one only when they are sent."""
 OFP = ofproto_v1_3
 PARSER = ofproto_v1_3_parser
+
+
+class _EricssonField(oxm_fields.OpenFlowBasic):  # type: ignore[misc]
+    """Fields that Open vSwitch has had since 2.11 and Ryu does not know: class 0x1000 (see ovs-fields(7))."""
+
+    _class = 0x1000
+
+
+OFP.oxm_types += [
+    _EricssonField("nd_reserved", 1, type_desc.Int4),
+    _EricssonField("nd_options_type", 2, type_desc.Int1),
+]
+oxm_fields.generate(OFP.__name__)
 
 
 def run(app_module: str, listen_host: str, listen_port: int, context: dict[str, Any]) -> None:

@@ -1,15 +1,19 @@
 """What stands in the switch. Pure: functions of the configuration and of ownership that *return* OpenFlow 1.3 messages.
 
-    table 0  admission   ARP for a VIP is answered by the switch itself; to a VIP -> 1; from a VIP -> 2; else NORMAL
+    table 0  admission   ARP and Neighbour Discovery for a VIP are answered by the switch itself; to a VIP -> 1; from a
+                         VIP -> 2; else NORMAL
     table 1  slots       bits of the client's port (or address) -> the home's group, which rewrites the MAC and outputs
     table 2  homes       the same bits in the other direction -> metadata = home
     table 3  fence       (home, port of its owner) -> 4; everything else that claims to be the VIP is dropped, counted
     table 4  close gate  FIN and RST pass only with the close mark; unmarked ones go to the controller, metered
+    table 5  advertise   second half of the answer to a neighbour solicitation
 
 A takeover is one atomic bundle of three messages per home (`hand_over`): the group's bucket, and the permit of table 3
 withdrawn from the old owner and given to the new one. Its cost does not depend on the number of connections.
 
-Everything works while the controller is away: no flow expires, and ARP needs no controller.
+Homes, groups and the fence know nothing of address families; each VIP has flows of its own family beside them.
+
+Everything works while the controller is away: no flow expires, and finding a VIP's MAC needs no controller.
 """
 
 from __future__ import annotations
@@ -30,14 +34,31 @@ COOKIE_LATE = COOKIE | 1
 COOKIE_GATE = COOKIE | 2
 """FIN and RST without the close mark."""
 
-ADMISSION, SLOTS, HOMES, FENCE, GATE = range(5)
+ADMISSION, SLOTS, HOMES, FENCE, GATE, ADVERTISE = range(6)
 _GATE_METER = 1
 _GATE_PACKETS_PER_SECOND = 20_000
 _GROUP_ADD_OR_MOD = 0x8000  # OVS: OFPGC11_ADD_OR_MOD
-_IP, _ARP, _TCP, _ICMP = 0x0800, 0x0806, 6, 1
+_ARP, _TCP = 0x0806, 6
 _FIN, _RST = 0x01, 0x04
+_SOLICITATION, _ADVERTISEMENT = 135, 136
+_TARGET_LINK_LAYER_ADDRESS = 2
+_SOLICITED, _OVERRIDE = 1 << 30, 1 << 29
+_ALL_NODES, _ALL_NODES_MAC = "ff02::1", "33:33:00:00:00:01"
 
 Message = Any
+
+
+@dataclass(frozen=True)
+class _Family:
+    """OpenFlow's words for one version of IP."""
+
+    eth_type: int
+    source: str
+    destination: str
+    icmp: int
+
+
+_FAMILIES = {4: _Family(0x0800, "ipv4_src", "ipv4_dst", 1), 6: _Family(0x86DD, "ipv6_src", "ipv6_dst", 58)}
 
 
 @dataclass(frozen=True)
@@ -110,10 +131,11 @@ def static(configuration: Configuration) -> list[Message]:
     """What depends on the configuration alone."""
     flows = [_flow(ADMISSION, 0, {}, [_apply(_output(OFP.OFPP_NORMAL))])]
     for vip in configuration.vips:
-        flows += _arp(vip)
+        family = _FAMILIES[vip.version]
+        flows += _arp(vip) if vip.version == 4 else _neighbour_discovery(vip)
         flows += [
-            _flow(ADMISSION, 200, {"eth_type": _IP, "ipv4_dst": vip.address}, [_goto(SLOTS)]),
-            _flow(ADMISSION, 200, {"eth_type": _IP, "ipv4_src": vip.address}, [_goto(HOMES)]),
+            _flow(ADMISSION, 200, {"eth_type": family.eth_type, family.destination: vip.address}, [_goto(SLOTS)]),
+            _flow(ADMISSION, 200, {"eth_type": family.eth_type, family.source: vip.address}, [_goto(HOMES)]),
         ]
     flows += [
         _flow(SLOTS, 0, {}, []),
@@ -143,27 +165,62 @@ def _arp(vip: Vip) -> list[Message]:
     ]
 
 
+def _neighbour_discovery(vip: Vip) -> list[Message]:
+    """The same for IPv6 (RFC 4861): a neighbour solicitation for the VIP turns into its advertisement and goes back.
+
+    Open vSwitch sets a target link-layer address only where the match says that the packet is an advertisement; after
+    its type was changed it has to go through a table again. A host that is about to take the VIP for its own asks from
+    the unspecified address (RFC 4862, 5.4.3): it is told, as all nodes, that the address is in use.
+    """
+    neighbour = {"eth_type": _FAMILIES[6].eth_type, "ip_proto": _FAMILIES[6].icmp, "icmpv6_code": 0}
+    solicitation = {**neighbour, "icmpv6_type": _SOLICITATION}
+    advertisement = {**neighbour, "icmpv6_type": _ADVERTISEMENT, "ipv6_nd_target": vip.address}
+    answer = [
+        PARSER.OFPActionSetField(eth_src=vip.mac),
+        PARSER.OFPActionSetField(ipv6_src=vip.address),
+        PARSER.OFPActionSetField(icmpv6_type=_ADVERTISEMENT),
+        PARSER.OFPActionSetField(nd_options_type=_TARGET_LINK_LAYER_ADDRESS),
+    ]
+    to_asker = [
+        PARSER.NXActionRegMove(src_field="eth_src", dst_field="eth_dst", n_bits=48),
+        PARSER.NXActionRegMove(src_field="ipv6_src", dst_field="ipv6_dst", n_bits=128),
+        *answer,
+        PARSER.OFPActionSetField(nd_reserved=_SOLICITED | _OVERRIDE),
+    ]
+    to_all = [
+        PARSER.OFPActionSetField(eth_dst=_ALL_NODES_MAC),
+        PARSER.OFPActionSetField(ipv6_dst=_ALL_NODES),
+        *answer,
+        PARSER.OFPActionSetField(nd_reserved=_OVERRIDE),
+    ]
+    target = [PARSER.OFPActionSetField(ipv6_nd_tll=vip.mac), _output(OFP.OFPP_IN_PORT)]
+    asked = {**solicitation, "ipv6_nd_target": vip.address}
+    return [
+        _flow(ADMISSION, 310, {**asked, "ipv6_src": "::"}, [_apply(*to_all), _goto(ADVERTISE)]),
+        _flow(ADMISSION, 300, asked, [_apply(*to_asker), _goto(ADVERTISE)]),
+        _flow(ADMISSION, 250, {**solicitation, "ipv6_src": vip.address}, []),
+        _flow(ADMISSION, 250, advertisement, []),
+        _flow(ADVERTISE, 100, advertisement, [_apply(*target)]),
+    ]
+
+
 def _gate(configuration: Configuration) -> list[Message]:
     """Closing is a privilege: see the module's table. The mark never leaves the switch."""
     normal = _output(OFP.OFPP_NORMAL)
-    flows = [
-        _flow(
-            GATE,
-            300,
-            {"eth_type": _IP, "ip_dscp": CLOSE_MARK},
-            [_apply(PARSER.OFPActionSetField(ip_dscp=0), normal)],
-        ),
-        _flow(GATE, 0, {}, [_apply(normal)]),
-    ]
+    flows = [_flow(GATE, 0, {}, [_apply(normal)])]
+    for version in sorted({vip.version for vip in configuration.vips}):
+        marked = {"eth_type": _FAMILIES[version].eth_type, "ip_dscp": CLOSE_MARK}
+        flows.append(_flow(GATE, 300, marked, [_apply(PARSER.OFPActionSetField(ip_dscp=0), normal)]))
     for vip in configuration.vips:
+        family = _FAMILIES[vip.version]
         for service in vip.services:
             if not service.protected:
                 continue
             for flag in (_FIN, _RST):
                 match = {
-                    "eth_type": _IP,
+                    "eth_type": family.eth_type,
                     "ip_proto": _TCP,
-                    "ipv4_src": vip.address,
+                    family.source: vip.address,
                     "tcp_src": service.port,
                     "tcp_flags": (flag, flag),
                 }
@@ -176,19 +233,21 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
     """The two directions of one slot, for each service of its VIP."""
     v, number = slot_
     vip, home = configuration.vips[v], ownership.home[slot_]
-    group = group_id(configuration, home)
+    family, group = _FAMILIES[vip.version], group_id(configuration, home)
+    to_vip = {"eth_type": family.eth_type, family.destination: vip.address}
+    from_vip = {"eth_type": family.eth_type, family.source: vip.address}
     flows = []
     to_home = [_apply(PARSER.OFPActionGroup(group))]
     from_home = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
     for service in vip.services:
-        tcp = {"eth_type": _IP, "ip_proto": _TCP}
         ingress, egress = _slot_keys(vip, number)
-        flows.append(_flow(SLOTS, 100, {**tcp, "ipv4_dst": vip.address, "tcp_dst": service.port, **ingress}, to_home))
-        flows.append(_flow(HOMES, 100, {**tcp, "ipv4_src": vip.address, "tcp_src": service.port, **egress}, from_home))
+        to_service = {**to_vip, "ip_proto": _TCP, "tcp_dst": service.port, **ingress}
+        from_service = {**from_vip, "ip_proto": _TCP, "tcp_src": service.port, **egress}
+        flows.append(_flow(SLOTS, 100, to_service, to_home))
+        flows.append(_flow(HOMES, 100, from_service, from_home))
     if number == 0:  # ping and path-MTU errors go to whoever has the first slot
-        icmp = {"eth_type": _IP, "ip_proto": _ICMP}
-        flows.append(_flow(SLOTS, 50, {**icmp, "ipv4_dst": vip.address}, to_home))
-        flows.append(_flow(HOMES, 50, {**icmp, "ipv4_src": vip.address}, from_home))
+        flows.append(_flow(SLOTS, 50, {**to_vip, "ip_proto": family.icmp}, to_home))
+        flows.append(_flow(HOMES, 50, {**from_vip, "ip_proto": family.icmp}, from_home))
     return flows
 
 
@@ -197,8 +256,9 @@ def _slot_keys(vip: Vip, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
     if mask == 0:
         return {}, {}
     if vip.affinity == "client":
-        value, bits = str(ipaddress.IPv4Address(number)), str(ipaddress.IPv4Address(mask))
-        return {"ipv4_src": (value, bits)}, {"ipv4_dst": (value, bits)}
+        family, address = _FAMILIES[vip.version], type(ipaddress.ip_address(vip.address))
+        low_bits = str(address(number)), str(address(mask))
+        return {family.source: low_bits}, {family.destination: low_bits}
     return {"tcp_src": (number << 1, mask << 1)}, {"tcp_dst": (number << 1, mask << 1)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -59,7 +60,7 @@ class Agent:
         self._live()
         self.epoch = 0
         self.root = DocumentRoot(server.docroot)
-        self._mac = _mac_of(server.address)
+        self.interface, self._mac = _interface_of(server.address)
         self._registry = Registry()
         for kind in PROTOCOLS.values():
             self._registry.add(kind)
@@ -74,7 +75,7 @@ class Agent:
         """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
         self._loop = asyncio.get_running_loop()
         self._unready = UnreadySet(self, self._registry)
-        self._proving = Proving()
+        self._proving = Proving(self.interface)
         self._guard = StallGuard(self._proving)
         self._link = ControllerLink(self._configuration.agents, self)
         orphans.destroy(self._services())
@@ -98,8 +99,8 @@ class Agent:
 
     # --- serving ---
     def _listen(self, address: str, service: Service) -> None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        six = ":" in address
+        listener = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -108,9 +109,8 @@ class Agent:
         except OSError as error:
             listener.close()
             if error.errno == errno.EADDRNOTAVAIL:
-                raise LocalError(
-                    f"VIP {address} is not an address of this host: ip address add {address}/32 dev lo"
-                ) from None
+                wanted = f"ip address add {address}/{128 if six else 32} dev lo"
+                raise LocalError(f"VIP {address} is not an address of this host: {wanted}") from None
             if error.errno == errno.EADDRINUSE:
                 raise LocalError(f"{address}:{service.port} is in use by another process of this host") from None
             raise LocalError(f"cannot listen on {address}:{service.port}: {error.strerror}") from None
@@ -265,13 +265,15 @@ class Agent:
             self._takeovers.pop(takeover, None)
 
 
-def _mac_of(address: str) -> str:
-    """MAC of the interface that has the server's own address. Raises `LocalError` when none has."""
+def _interface_of(address: str) -> tuple[int, str]:
+    """Index and MAC of the interface that has the server's own address. Raises `LocalError` when none has."""
+    wanted = ipaddress.ip_address(address)
     with IPRoute() as netlink:
         for entry in netlink.get_addr():
-            if entry.get_attr("IFA_ADDRESS") == address:
+            found = entry.get_attr("IFA_ADDRESS")
+            if found and ipaddress.ip_address(found) == wanted:
                 (link,) = netlink.get_links(entry["index"])
                 mac = link.get_attr("IFLA_ADDRESS")
                 if mac:
-                    return str(mac).lower()
+                    return int(entry["index"]), str(mac).lower()
     raise LocalError(f"the server's address {address} is not an address of this host")

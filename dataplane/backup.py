@@ -220,7 +220,7 @@ class Takeover:
     def _recreate(self, entry: Unready, proof: Proof) -> LiveConnection:
         header, began = entry.header, time.perf_counter()
         stream = ByteStream.resumed(header.iss, entry.stream, proof)
-        sock = repair.recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt))
+        sock = repair.recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt), self._host.interface)
         self._progress.recreate_us += int((time.perf_counter() - began) * 1e6)
         tcp = entry.tcp
         if tcp.timestamps:

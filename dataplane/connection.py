@@ -40,6 +40,8 @@ class Host(Protocol):
     incarnation: int
     epoch: int
     root: DocumentRoot
+    interface: int
+    """Index of the interface towards the clients."""
 
     def wall_clock(self) -> int: ...
 
@@ -114,7 +116,7 @@ class LiveConnection:
         repair.abandon(self._sock)
         self.stream.rewind(proof)
         rcv_nxt = self._irs + 1 + self.stream.rcv_nxt_offset
-        self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt)
+        self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt, self._host.interface)
         self._fd = self._sock.fileno()
         if not self.stream.input_ended:
             self._loop.add_reader(self._fd, self._readable)

@@ -20,10 +20,11 @@ def destroy(services: Iterable[tuple[str, int]]) -> None:
     Raises `LocalError` when `ss` cannot do it.
     """
     for address, port in services:
-        command = ["ss", "-K", "-tn", "state", "connected", "src", address, "sport", "=", f":{port}"]
+        host = f"[{address}]" if ":" in address else address
+        command = ["ss", "-K", "-tn", "state", "connected", "src", host, "sport", "=", f":{port}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise LocalError(f"orphaned sockets cannot be destroyed: {error}") from None
         if done.returncode != 0:
-            raise LocalError(f"orphaned sockets of {address}:{port} cannot be destroyed: {done.stderr.strip()}")
+            raise LocalError(f"orphaned sockets of {host}:{port} cannot be destroyed: {done.stderr.strip()}")

@@ -11,42 +11,66 @@ import socket
 import struct
 import threading
 
-ETH_P_IP = 0x0800
+from dataplane.segment import EXTENSION_HEADERS
+from dataplane.socket_address import family, socket_address
+
+_ETH_P = {4: 0x0800, 16: 0x86DD}
+"""EtherType by the length of a packed address."""
 _SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 16 * 1024 * 1024
 
-_Instruction = tuple[int, int, int, int]
 # linux/bpf_common.h
-_LD_B_ABS, _LD_H_ABS, _LD_W_ABS, _LDX_MSH, _LD_H_IND, _LD_B_IND = 0x30, 0x28, 0x20, 0xB1, 0x48, 0x50
+_LD_B_ABS, _LD_W_ABS, _LDX_MSH, _LDX_IMM, _LD_B_IND = 0x30, 0x20, 0xB1, 0x01, 0x50
 _JEQ, _JGE, _RSH, _AND, _RET = 0x15, 0x35, 0x74, 0x54, 0x06
+_NEXT, _TAKE, _DROP = "next", "take", "drop"
+
+_Line = tuple[int, int] | tuple[int, int, str, str]
+"""Code and operand; of a jump also where to go if true and if false."""
+
+# With TCP's offset in X: RST is set, or the header is longer than 32 bytes, or it is exactly 32 bytes long and its
+# first option after two NOPs is SACK. Of a busy client's segments only those that may be answers pass.
+_MAY_BE_ANSWER: tuple[_Line, ...] = (
+    (_LD_B_IND, 13),
+    (_AND, 0x04),
+    (_JEQ, 0, _NEXT, _TAKE),
+    (_LD_B_IND, 12),
+    (_RSH, 4),
+    (_JGE, 9, _TAKE, _NEXT),
+    (_JEQ, 8, _NEXT, _DROP),
+    (_LD_B_IND, 22),
+    (_JEQ, 5, _TAKE, _DROP),
+)
 
 
-def _filter_ipv4(address: bytes) -> list[_Instruction]:
-    """Unfragmented TCP to `address` without payload-only segments: RST, or options beyond timestamps (SACK).
+def answer_filter(vip: bytes) -> bytes:
+    """The kernel's program (an array of `struct sock_filter`) that takes TCP to this packed address which may be an
+    answer to a probe. Offsets are from the IP header. Packets with IPv6 extension headers are left to the parser."""
+    words = struct.unpack(f"!{len(vip) // 4}I", vip)
+    program: list[_Line] = []
+    if len(vip) == 4:
+        program += [(_LD_B_ABS, 9), (_JEQ, socket.IPPROTO_TCP, _NEXT, _DROP)]
+        program += [(_LD_W_ABS, 16), (_JEQ, words[0], _NEXT, _DROP), (_LDX_MSH, 0)]
+    else:
+        for i, word in reversed(list(enumerate(words))):
+            program += [(_LD_W_ABS, 24 + 4 * i), (_JEQ, word, _NEXT, _DROP)]
+        program.append((_LD_B_ABS, 6))
+        program += [(_JEQ, kind, _TAKE, _NEXT) for kind in EXTENSION_HEADERS]
+        program += [(_JEQ, socket.IPPROTO_TCP, _NEXT, _DROP), (_LDX_IMM, 40)]
+    program += [*_MAY_BE_ANSWER, (_RET, 0x40000), (_RET, 0)]
+    code = b""
+    for at, line in enumerate(program):
+        after = {_NEXT: 0, _TAKE: len(program) - 3 - at, _DROP: len(program) - 2 - at}
+        true, false = (after[line[2]], after[line[3]]) if len(line) == 4 else (0, 0)
+        code += struct.pack("HBBI", line[0], true, false, line[1])
+    return code
 
-    Offsets are from the IP header (SOCK_DGRAM). A segment passes when RST is set, or when its header is longer than 32
-    bytes, or when it is exactly 32 bytes long and its first option after two NOPs is SACK.
-    """
-    (word,) = struct.unpack("!I", address)
-    return [
-        (_LD_B_ABS, 0, 0, 9),
-        (_JEQ, 0, 13, socket.IPPROTO_TCP),
-        (_LD_W_ABS, 0, 0, 16),
-        (_JEQ, 0, 11, word),
-        (_LDX_MSH, 0, 0, 0),
-        (_LD_B_IND, 0, 0, 13),
-        (_AND, 0, 0, 0x04),
-        (_JEQ, 0, 6, 0),
-        (_LD_B_IND, 0, 0, 12),
-        (_RSH, 0, 0, 4),
-        (_JGE, 3, 0, 9),
-        (_JEQ, 0, 3, 8),
-        (_LD_B_IND, 0, 0, 22),
-        (_JEQ, 0, 1, 5),
-        (_RET, 0, 0, 0x40000),
-        (_RET, 0, 0, 0),
-    ]
+
+def attach(sock: socket.socket, code: bytes) -> None:
+    """Let only what the program takes into the socket."""
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("HL", len(code) // 8, ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 class AnswerSocket:
@@ -56,14 +80,9 @@ class AnswerSocket:
         # Python cannot bind a packet socket to every interface, so it listens from its first moment; what came in
         # before the filter was attached is judged like anything else.
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-        self._sock = socket.socket(socket.AF_PACKET, kind, socket.htons(ETH_P_IP))
+        self._sock = socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P[len(vip)]))
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        program = _filter_ipv4(vip)
-        code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-        buffer = ctypes.create_string_buffer(code)
-        self._sock.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(program), ctypes.addressof(buffer))
-        )
+        attach(self._sock, answer_filter(vip))
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -86,18 +105,32 @@ class AnswerSocket:
 
 
 class ProbeSocket:
-    """Sends whole IP packets. It receives nothing (IPPROTO_RAW)."""
+    """Sends whole IP packets. It receives nothing (IPPROTO_RAW).
 
-    def __init__(self) -> None:
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+    `interface`: index of the one towards the clients; link-local addresses of IPv6 mean nothing without it.
+    """
+
+    def __init__(self, interface: int = 0) -> None:
+        self._interface = interface
+        self._socks: dict[int, socket.socket] = {}
 
     def send(self, packet: bytes) -> bool:
         """False when the kernel would not take it now; the next try comes anyway."""
         try:
-            self._sock.sendto(packet, (socket.inet_ntoa(packet[16:20]), 0))
+            destination = packet[16:20] if packet[0] >> 4 == 4 else packet[24:40]
+            self._socket(family(destination)).sendto(packet, socket_address(destination, 0, self._interface))
         except OSError:
             return False
         return True
 
+    def _socket(self, kind: int) -> socket.socket:
+        """Made when it is first needed: a host may lack a family."""
+        sock = self._socks.get(kind)
+        if sock is None:
+            sock = socket.socket(kind, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+            self._socks[kind] = sock
+        return sock
+
     def close(self) -> None:
-        self._sock.close()
+        for sock in self._socks.values():
+            sock.close()

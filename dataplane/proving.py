@@ -22,12 +22,13 @@ Decided = Callable[[Proof | Doubt], None]
 class Proving:
     """`prove` as many connections as there are, then `turn` once: their first probes go out together."""
 
-    def __init__(self) -> None:
+    def __init__(self, interface: int = 0) -> None:
+        """`interface`: index of the one towards the clients, see `socket_address`."""
         self.prover = Prover()
         self._loop = asyncio.get_running_loop()
         self._decided: dict[Key, Decided] = {}
         self._answers: dict[bytes, AnswerSocket] = {}
-        self._probes = ProbeSocket()
+        self._probes = ProbeSocket(interface)
         self._timer: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
 

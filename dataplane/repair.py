@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from dataplane.judge import Proof
 from dataplane.sequence import Seq
+from dataplane.socket_address import family, socket_address
 from state.datablock import FourTuple
 from state.errors import RepairError
 from state.sections import TcpSection
@@ -107,18 +108,18 @@ def read(connection: socket.socket) -> Snapshot:
 _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # net/tcp_states.h
 
 
-def recreate(connection: FourTuple, tcp: TcpSection, proof: Proof, rcv_nxt: Seq) -> socket.socket:
+def recreate(connection: FourTuple, tcp: TcpSection, proof: Proof, rcv_nxt: Seq, interface: int = 0) -> socket.socket:
     """The connection, ESTABLISHED in this kernel, non-blocking; SND.UNA and SND.NXT are `proof.ack`.
 
+    `interface`: index of the one towards the clients, see `socket_address`.
     Raises `RepairError` with the step that failed; nothing is left behind and nothing was sent.
     """
-    family = socket.AF_INET if len(connection.source) == 4 else socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = socket.socket(family(connection.source), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     step = "TCP_REPAIR"
     try:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_ON)
         step = "bind"
-        sock.bind((socket.inet_ntop(family, connection.source), connection.source_port))
+        sock.bind(socket_address(connection.source, connection.source_port))
         step = "TCP_MAXSEG"
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, tcp.mss)
         step = "TCP_QUEUE_SEQ"
@@ -127,7 +128,7 @@ def recreate(connection: FourTuple, tcp: TcpSection, proof: Proof, rcv_nxt: Seq)
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _RECEIVE_QUEUE)
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, struct.pack("=I", rcv_nxt))
         step = "connect"
-        sock.connect((socket.inet_ntop(family, connection.destination), connection.destination_port))
+        sock.connect(socket_address(connection.destination, connection.destination_port, interface))
         step = "TCP_REPAIR_OPTIONS"
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_OPTIONS, _repair_options(tcp))
         if tcp.timestamps:

@@ -1,6 +1,7 @@
 """TCP segments in IPv4 and IPv6 packets: bytes to typed fields and back (RFC 791, 8200, 9293, 7323, 2018).
 
-Only what the proof needs: no fragments, no IPv6 extension headers. Tests hold both directions against scapy.
+Only what the proof needs: no fragments; of IPv6's extension headers those that leave the segment readable are passed
+over. Tests hold both directions against scapy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ _IPV6 = struct.Struct("!IHBB16s16s")
 _TCP = struct.Struct("!HHIIBBHHH")
 _IPPROTO_TCP = 6
 _HOP_LIMIT = 64
+EXTENSION_HEADERS = (0, 43, 60)
+"""Hop-by-hop options, routing, destination options: `next header, length in 8 bytes beyond the first 8, ...`. Others
+(fragment, AH, ESP) hide the segment or a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,8 @@ def parse(packet: bytes) -> Segment:
         if len(packet) < _IPV6.size:
             raise SegmentMalformed("IPv6 header truncated")
         first, length, protocol, _, source, destination = _IPV6.unpack_from(packet)
-        start, total, tos = _IPV6.size, _IPV6.size + length, first >> 20 & 0xFF
-        if protocol != _IPPROTO_TCP:
-            raise SegmentMalformed("not TCP")
+        total, tos = _IPV6.size + length, first >> 20 & 0xFF
+        start = _IPV6.size if protocol == _IPPROTO_TCP else _after_extension_headers(packet, protocol)
     else:
         raise SegmentMalformed(f"IP version {version}")
     if total > len(packet) or total < start + _TCP.size:
@@ -87,6 +90,18 @@ def parse(packet: bytes) -> Segment:
         sack=sack,
         dscp=tos >> 2,
     )
+
+
+def _after_extension_headers(packet: bytes, protocol: int) -> int:
+    """Where TCP begins in an IPv6 packet whose header names another next header (RFC 8200, section 4)."""
+    at = _IPV6.size
+    while protocol in EXTENSION_HEADERS:
+        if at + 8 > len(packet):
+            raise SegmentMalformed("IPv6 extension header truncated")
+        protocol, at = packet[at], at + 8 + packet[at + 1] * 8
+    if protocol != _IPPROTO_TCP:
+        raise SegmentMalformed(f"IPv6 next header {protocol} is not TCP")
+    return at
 
 
 def _options(packet: bytes, at: int, end: int) -> tuple[tuple[int, int] | None, tuple[tuple[Seq, Seq], ...]]:

@@ -53,6 +53,11 @@ class Vip:
     affinity: str = "connection"
     slots: int = 64
 
+    @property
+    def version(self) -> int:
+        """Of the Internet Protocol: 4 or 6."""
+        return ipaddress.ip_address(self.address).version
+
 
 @dataclass(frozen=True)
 class Server:
@@ -149,7 +154,7 @@ class _Checker:
         return ""
 
     def address(self, node: yaml.Node | None, path: str) -> str:
-        text = self.text(node, path, ipaddress.ip_address, "an IP address")
+        text = self.text(node, path, _is_host_address, "an IP address of one host, without a zone")
         return str(ipaddress.ip_address(text)) if text else ""
 
     def integer(self, node: yaml.Node | None, path: str, low: int, high: int, default: int) -> int:
@@ -177,6 +182,14 @@ def _split_listen(text: str) -> Address:
     if not 1 <= int(port) <= 65535:
         raise ValueError(port)
     return Address(host, int(port))
+
+
+def _is_host_address(text: str) -> bool:
+    """What a server or a service can have, whichever link it is on (RFC 4007: link-local ones mean a link, too)."""
+    address = ipaddress.ip_address(text)
+    if "%" in text or getattr(address, "ipv4_mapped", None) is not None:
+        return False
+    return not (address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local)
 
 
 def _is_name(text: str) -> bool:
@@ -358,19 +371,12 @@ def _api(check: _Checker, node: yaml.Node | None) -> Api:
 
 def _check_together(check: _Checker, top: dict[str, yaml.Node], configuration: Configuration) -> None:
     """What no single field can say."""
-    families = {ipaddress.ip_address(s.address).version for s in configuration.servers if s.address}
     seen: set[str] = set()
     for i, vip in enumerate(configuration.vips):
         if not vip.address:
             continue
-        if ":" in vip.address:
-            check.problem(top.get("vips"), f"vips[{i}].address", "the switch is not steered for IPv6 yet")
         if vip.address in seen:
             check.problem(top.get("vips"), f"vips[{i}].address", f"{vip.address} is used twice")
         seen.add(vip.address)
-        if configuration.servers and ipaddress.ip_address(vip.address).version not in families:
-            check.problem(
-                top.get("vips"), f"vips[{i}].address", f"no server can serve {vip.address}: none is of its family"
-            )
         if any(vip.address == server.address for server in configuration.servers):
             check.problem(top.get("vips"), f"vips[{i}].address", "is also a server's own address")

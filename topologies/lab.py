@@ -152,6 +152,8 @@ agents: {{listen: "{_CONTROLLER}:{_AGENTS_PORT}"}}
 vips:
   - address: {vip.VIP}
     services: [{services}]
+  - address: "{vip.VIP6}"
+    services: [{services}]
 state: {{embedded: {FOLDER}/state.db}}
 servers:
 """
@@ -181,7 +183,11 @@ servers:
         self._record.save()
         try:
             self._net = Mininet(
-                topo=VipTopo(servers=len(self.configuration.servers), clients=self._client_count),
+                topo=VipTopo(
+                    servers=len(self.configuration.servers),
+                    clients=self._client_count,
+                    vips=tuple(vip.address for vip in self.configuration.vips),
+                ),
                 switch=lambda name, **kw: OVSSwitch(
                     name, datapath="user", protocols="OpenFlow13", reconnectms=1000, **kw
                 ),
@@ -203,6 +209,8 @@ servers:
             self._wait_listening(listen.host, listen.port)
             with _deep_port_queues():
                 self._net.start()
+            for link in (BRIDGE, *self._record.links):
+                _silence(link)
         except LabError:
             raise
         except Exception as error:
@@ -230,9 +238,7 @@ servers:
 
     def _name_hosts(self, host: Any) -> None:
         """A host file of its own, in the host's own mount namespace: `vip` is a name there and nowhere else."""
-        lines = ["127.0.0.1 localhost"]
-        for i, vip in enumerate(self.configuration.vips):
-            lines.append(f"{vip.address} vip{'' if i == 0 else i + 1}")
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.vips().items())]
         lines += [f"{other.IP()} {other.name}" for other in self._net.hosts]
         names = FOLDER / "hosts"
         names.write_text("\n".join(lines) + "\n")
@@ -390,10 +396,28 @@ servers:
     def takeovers(self) -> list[dict[str, Any]]:
         return fetch_all(self.api, "/v1/takeovers")
 
-    def owner_of(self, client: str, port: int, service: int = 80) -> str:
+    def vips(self) -> dict[str, str]:
+        """The VIPs by their names in every host: `vip`, `vip2`, ... on IPv4 and `vip6`, `vip6-2`, ... on IPv6.
+
+        Where all are on IPv6, `vip` names the first of them, too.
+        """
+        names: dict[str, str] = {}
+        for version, first, further in ((4, "vip", "vip"), (6, "vip6", "vip6-")):
+            of_version = [vip.address for vip in self.configuration.vips if vip.version == version]
+            names |= {first if i == 1 else f"{further}{i}": address for i, address in enumerate(of_version, 1)}
+        return {"vip": self.configuration.vips[0].address, **names}
+
+    def address(self, host: str, version: int = 4) -> str:
+        """A host's own address on the VIPs' network."""
+        from topologies.vip import address6
+
+        address = str(self._net.get(host).IP())
+        return address if version == 4 else address6(address)
+
+    def owner_of(self, client: str, port: int, service: int = 80, vip: str = "vip") -> str:
         """The server responsible for a client's connection. Raises `LabError` when nobody knows it."""
-        address = str(ipaddress.ip_address(self._net.get(client).IP()))
-        name = f"{address}-{port}-{self.configuration.vips[0].address}-{service}"
+        address = ipaddress.ip_address(self.vips()[vip])
+        name = f"{self.address(client, address.version)}-{port}-{address}-{service}"
         try:
             return str(fetch(self.api, f"/v1/connections/{name}")["server"])
         except ApiFailed as error:
@@ -425,6 +449,11 @@ def _deep_port_queues() -> Iterator[None]:
         yield
     finally:
         setting.write_text(before)
+
+
+def _silence(link: str) -> None:
+    """This machine's own stack has nothing to say on the lab's wires."""
+    Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6").write_text("1")
 
 
 def _check_machine() -> None:

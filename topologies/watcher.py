@@ -74,9 +74,9 @@ class Watched:
         return status
 
 
-def download(lab: Lab, client: str, path: str = "/object.bin", *options: str) -> Watched:
-    """Start `curl http://vip/PATH` in a client, its output watched. No retries."""
-    command = ["curl", "-sS", "--no-buffer", *options, f"http://vip{path}"]
+def download(lab: Lab, client: str, path: str = "/object.bin", *options: str, vip: str = "vip") -> Watched:
+    """Start `curl http://VIP/PATH` in a client, its output watched. No retries."""
+    command = ["curl", "-sS", "--no-buffer", *options, f"http://{vip}{path}"]
     return Watched(lab.popen(client, command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
 
 

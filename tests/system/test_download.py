@@ -11,6 +11,7 @@ from topologies import Lab
 from topologies.watcher import Watched, digest_of, download
 
 _SIZE = 256 << 20
+BOTH_FAMILIES = pytest.mark.parametrize("vip", ["vip", "vip6"])
 
 
 def _owner(lab: Lab) -> str:
@@ -32,8 +33,9 @@ def object_digest(lab: Lab) -> str:
     return digest_of(lab.status()["docroot"] + "/object.bin")
 
 
-def test_a_killed_server_does_not_end_the_download(lab: Lab, object_digest: str) -> None:
-    curl = download(lab, "c1")
+@BOTH_FAMILIES
+def test_a_killed_server_does_not_end_the_download(lab: Lab, object_digest: str, vip: str) -> None:
+    curl = download(lab, "c1", vip=vip)
     owner = _kill_at(lab, curl, random.randrange(1, _SIZE - (16 << 20)))
     assert curl.wait() == 0
     assert curl.digest == object_digest
@@ -73,7 +75,8 @@ def test_a_healed_server_serves_new_connections(lab: Lab) -> None:
     assert seen == {"s1", "s2", "s3"}
 
 
-def test_several_requests_on_one_connection_with_a_death_between(lab: Lab) -> None:
+@BOTH_FAMILIES
+def test_several_requests_on_one_connection_with_a_death_between(lab: Lab, vip: str) -> None:
     """The connection is idle when its server dies; the next request is answered by the backup."""
     client = lab.popen(
         "c2",
@@ -81,7 +84,7 @@ def test_several_requests_on_one_connection_with_a_death_between(lab: Lab) -> No
             "python3",
             "-c",
             "import http.client, sys\n"
-            "connection = http.client.HTTPConnection('vip', 80, timeout=10)\n"
+            f"connection = http.client.HTTPConnection('{vip}', 80, timeout=10)\n"
             "connection.auto_open = False\n"
             "connection.connect()\n"
             "for path in ('/1k', '/64k', '/1m'):\n"
@@ -112,12 +115,15 @@ def test_several_requests_on_one_connection_with_a_death_between(lab: Lab) -> No
     assert len(set(owners)) > 1
 
 
-def test_the_controller_may_be_away_and_nothing_stored_is_lost(lab: Lab, object_digest: str) -> None:
-    curl = download(lab, "c1", "/object.bin", "--limit-rate", "16M")
+@BOTH_FAMILIES
+def test_the_controller_may_be_away_and_nothing_stored_is_lost(lab: Lab, object_digest: str, vip: str) -> None:
+    curl = download(lab, "c1", "/object.bin", "--limit-rate", "16M", vip=vip)
     assert curl.wait_for(16 << 20)
     before = lab.connections()
     lab.fail("controller", how="kill")
-    other = download(lab, "c2", "/1m")  # flows stay: a new client is served meanwhile
+    # Flows stay: a new client, which has to find the VIP's MAC first, is served meanwhile.
+    lab.run("c2", ["ip", "neigh", "flush", "all"], check=True)
+    other = download(lab, "c2", "/1m", vip=vip)
     assert other.wait() == 0
     lab.heal("controller")
     assert [c["id"] for c in lab.connections() if c["checkpoint"]["object"]] == [c["id"] for c in before]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,26 @@ from controller.ryu_adapter import OFP, PARSER
 NORMAL = "normal"
 CONTROLLER = "controller"
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
-IP, ARP, TCP, ICMP = 0x0800, 0x0806, 6, 1
+IP, IP6, ARP, TCP, ICMP, ICMP6 = 0x0800, 0x86DD, 0x0806, 6, 1, 58
+SOLICITATION, ADVERTISEMENT = 135, 136
 
 _ADD_OR_MOD = 0x8000
-_PREREQUISITES = {"ipv4": ("eth_type", IP), "arp": ("eth_type", ARP), "tcp": ("ip_proto", TCP), "ip": ("eth_type", IP)}
-_BITS = {"eth": 48, "ipv4": 32, "metadata": 64}
+_NEIGHBOUR = ("icmpv6_type", (SOLICITATION, ADVERTISEMENT))
+_PREREQUISITES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "ipv4": ("eth_type", (IP,)),
+    "ipv6": ("eth_type", (IP6,)),
+    "arp": ("eth_type", (ARP,)),
+    "ip": ("eth_type", (IP, IP6)),
+    "tcp": ("ip_proto", (TCP,)),
+    "icmpv6": ("ip_proto", (ICMP6,)),
+    "ipv6_nd_target": _NEIGHBOUR,
+    "ipv6_nd_sll": ("icmpv6_type", (SOLICITATION,)),
+    "ipv6_nd_tll": ("icmpv6_type", (ADVERTISEMENT,)),
+    "nd": _NEIGHBOUR,
+}
+"""Field, or its name's first word -> the field that the match must have, too, and with which values."""
+_BITS = {"eth": 48, "ipv4": 32, "ipv6": 128, "metadata": 64}
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 Packet = dict[str, Any]
 
@@ -107,9 +123,7 @@ class FlowTable:
 
     def _add(self, mod: Any, match: dict[str, tuple[int, int]]) -> None:
         for name, (value, mask) in match.items():
-            needs = _PREREQUISITES.get(name.split("_")[0]) if name != "ip_proto" else ("eth_type", IP)
-            if needs is not None and match.get(needs[0], (None,))[0] != needs[1]:
-                raise SwitchRefused(f"a match on {name} needs {needs[0]}={needs[1]}")
+            _check_prerequisite(name, match)
             if value & ~mask:
                 raise SwitchRefused(f"{name} matches bits outside its mask")
         for instruction in mod.instructions:
@@ -118,6 +132,9 @@ class FlowTable:
             for action in getattr(instruction, "actions", []):
                 if isinstance(action, PARSER.OFPActionGroup) and action.group_id not in self.groups:
                     raise SwitchRefused(f"there is no group {action.group_id}")
+                if isinstance(action, PARSER.OFPActionSetField):
+                    # Open vSwitch judges by the match alone, even after an action has changed the field.
+                    _check_prerequisite(action.key, match)
         if mod.idle_timeout or mod.hard_timeout:
             raise SwitchRefused("a flow that expires does not outlive the controller")
         flow = Flow(mod.table_id, mod.priority, match, mod.cookie, mod.instructions)
@@ -211,6 +228,12 @@ class TableSwitch:
         message.serialize()
 
 
+def _check_prerequisite(name: str, match: dict[str, tuple[int, int]]) -> None:
+    field, values = _PREREQUISITES.get(name) or _PREREQUISITES.get(name.split("_")[0], ("", ()))
+    if field and match.get(field, (None,))[0] not in values:
+        raise SwitchRefused(f"{name} needs {field}={values}")
+
+
 def _port(port: int, in_port: int) -> int | str:
     named = {OFP.OFPP_NORMAL: NORMAL, OFP.OFPP_CONTROLLER: CONTROLLER, OFP.OFPP_IN_PORT: in_port}
     return named.get(port, port)
@@ -220,9 +243,9 @@ def _port(port: int, in_port: int) -> int | str:
 def _number(value: int | str) -> int:
     if isinstance(value, int):
         return value
-    if ":" in value:
+    if _MAC.fullmatch(value):
         return int(value.replace(":", ""), 16)
-    return int(ipaddress.IPv4Address(value))
+    return int(ipaddress.ip_address(value))
 
 
 def _numbers(packet: Packet) -> dict[str, int]:
@@ -236,36 +259,38 @@ def _value_and_mask(name: str, value: Any) -> tuple[int, int]:
 
 
 # --- packets ---
-def to_vip(client_port: int, *, client: str = "10.0.1.1", vip: str = "10.0.0.100", port: int = 80, flags: int = SYN):
-    """A client's segment for the VIP, as it enters the switch."""
+def ip(source: str, destination: str, **fields: Any) -> Packet:
+    """The header of either family."""
+    six = ":" in source
+    names = ("ipv6_src", "ipv6_dst") if six else ("ipv4_src", "ipv4_dst")
     return {
-        "eth_type": IP,
+        "eth_type": IP6 if six else IP,
         "eth_src": "0a:00:00:00:01:01",
         "eth_dst": "02:7a:0a:00:00:64",
-        "ip_proto": TCP,
         "ip_dscp": 0,
-        "ipv4_src": client,
-        "ipv4_dst": vip,
-        "tcp_src": client_port,
-        "tcp_dst": port,
-        "tcp_flags": flags,
+        **dict(zip(names, (source, destination), strict=True)),
+        **fields,
     }
 
 
-def from_vip(client_port: int, *, flags: int = ACK, mark: int = 0, client: str = "10.0.1.1", port: int = 80):
+def to_vip(client_port: int, *, client: str = "10.0.1.1", vip: str = "10.0.0.100", port: int = 80, flags: int = SYN):
+    """A client's segment for the VIP, as it enters the switch."""
+    return ip(client, vip, ip_proto=TCP, tcp_src=client_port, tcp_dst=port, tcp_flags=flags)
+
+
+def from_vip(
+    client_port: int,
+    *,
+    flags: int = ACK,
+    mark: int = 0,
+    client: str = "10.0.1.1",
+    vip: str = "10.0.0.100",
+    port: int = 80,
+):
     """A server's segment with the VIP as its source."""
-    return {
-        "eth_type": IP,
-        "eth_src": "0a:00:00:00:00:01",
-        "eth_dst": "0a:00:00:00:01:01",
-        "ip_proto": TCP,
-        "ip_dscp": mark,
-        "ipv4_src": "10.0.0.100",
-        "ipv4_dst": client,
-        "tcp_src": port,
-        "tcp_dst": client_port,
-        "tcp_flags": flags,
-    }
+    macs = {"eth_src": "0a:00:00:00:00:01", "eth_dst": "0a:00:00:00:01:01"}
+    tcp = {"tcp_src": port, "tcp_dst": client_port, "tcp_flags": flags}
+    return ip(vip, client, ip_proto=TCP, ip_dscp=mark, **tcp, **macs)
 
 
 def arp(operation: int, sender: str, target: str, mac: str = "0a:00:00:00:01:01"):
@@ -279,4 +304,25 @@ def arp(operation: int, sender: str, target: str, mac: str = "0a:00:00:00:01:01"
         "arp_spa": sender,
         "arp_tha": "00:00:00:00:00:00",
         "arp_tpa": target,
+    }
+
+
+def neighbour(kind: int, sender: str, target: str, mac: str = "0a:00:00:00:01:01"):
+    """A neighbour solicitation (135) of `sender` for `target`, or its advertisement (136) that it has `target`.
+
+    Of the option only the type and the address are here, under the name that its type gives it.
+    """
+    return {
+        "eth_type": IP6,
+        "eth_src": mac,
+        "eth_dst": "33:33:ff:00:00:64",
+        "ip_proto": ICMP6,
+        "ip_dscp": 0,
+        "ipv6_src": sender,
+        "ipv6_dst": "ff02::1:ff00:64",
+        "icmpv6_type": kind,
+        "icmpv6_code": 0,
+        "ipv6_nd_target": target,
+        **({"nd_options_type": 1, "ipv6_nd_sll": mac} if kind == SOLICITATION else {}),
+        **({"nd_options_type": 2, "ipv6_nd_tll": mac} if kind == ADVERTISEMENT else {}),
     }

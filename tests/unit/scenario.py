@@ -18,6 +18,7 @@ from tests.unit.flow_table import ACK, NORMAL, FlowTable, from_vip
 
 VIP = "10.0.0.100"
 CLIENT = "10.0.1.1"
+VIP6, CLIENT6 = "fd00::64", "fd00:1::1"
 NEAR_WRAP = 0xFFFF_FF00
 """Sequence numbers of tests start here, so that they wrap."""
 CLIENT_SWITCH_PORT = 9
@@ -32,6 +33,7 @@ def mac(number: int) -> str:
 def text(
     servers: int = 3,
     *,
+    vips: Iterable[str] = (VIP,),
     slots: int = 8,
     affinity: str = "connection",
     backups: dict[str, list[str]] | None = None,
@@ -39,16 +41,15 @@ def text(
 ) -> str:
     """A configuration file. Without `backups` every server has all others, beginning with the next."""
     names = [f"s{number}" for number in range(1, servers + 1)]
-    lines = [
-        "switch: {bridge: br0, listen: '127.0.0.1:6653'}",
-        "agents: {listen: '127.0.0.1:7000'}",
-        "vips:",
-        f"  - address: {VIP}",
-        f"    slots: {slots}",
-        f"    affinity: {affinity}",
-        f"    services: [{{port: 80, protocol: http, protected: {str(protected).lower()}}}]",
-        "servers:",
-    ]
+    lines = ["switch: {bridge: br0, listen: '127.0.0.1:6653'}", "agents: {listen: '127.0.0.1:7000'}", "vips:"]
+    for vip in vips:
+        lines += [
+            f"  - address: {vip}",
+            f"    slots: {slots}",
+            f"    affinity: {affinity}",
+            f"    services: [{{port: 80, protocol: http, protected: {str(protected).lower()}}}]",
+        ]
+    lines.append("servers:")
     for i, name in enumerate(names):
         order = backups.get(name, []) if backups is not None else names[i + 1 :] + names[:i]
         row = f"{{name: {name}, address: 10.0.0.{i + 1}, port: {name}-eth0, docroot: /srv"
@@ -61,8 +62,8 @@ def config(servers: int = 3, **options: Any) -> Configuration:
     return configuration.parse(text(servers, **options), "test.yaml")
 
 
-def four_tuple(client_port: int, client: str = CLIENT) -> FourTuple:
-    packed = [ipaddress.ip_address(address).packed for address in (VIP, client)]
+def four_tuple(client_port: int, client: str = CLIENT, vip: str = VIP) -> FourTuple:
+    packed = [ipaddress.ip_address(address).packed for address in (vip, client)]
     return FourTuple(packed[0], 80, packed[1], client_port)
 
 

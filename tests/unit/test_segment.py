@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import (
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
+)
 
 from dataplane.segment import ACK, FIN, PSH, RST, SYN, Segment, build, checksum, parse
 from dataplane.sequence import Seq
@@ -128,6 +135,34 @@ def test_options_of_an_ip_header_are_passed_over() -> None:
     packet = build(probe())
     longer = bytes([0x46]) + packet[1:2] + (len(packet) + 4).to_bytes(2, "big") + packet[4:20] + b"\1\1\1\0"
     assert parse(longer + packet[20:]) == probe()
+
+
+LONG_OPTION = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(30))])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        IPv6ExtHdrHopByHop(),
+        IPv6ExtHdrDestOpt(),
+        IPv6ExtHdrRouting(),
+        LONG_OPTION,
+        IPv6ExtHdrHopByHop() / LONG_OPTION / IPv6ExtHdrRouting(),
+    ],
+)
+def test_extension_headers_of_ipv6_are_passed_over(headers: Any) -> None:
+    segment = probe(source=VIP6, destination=CLIENT6, sack=((Seq(1), Seq(2)),))
+    plain = IPv6(build(segment))
+    packet = bytes(IPv6(src=plain.src, dst=plain.dst) / headers / plain[TCP])
+    assert parse(packet) == segment
+    for length in range(len(packet)):
+        with pytest.raises(SegmentMalformed):
+            parse(packet[:length])
+
+
+def test_a_fragment_of_ipv6_is_refused_by_its_name() -> None:
+    with pytest.raises(SegmentMalformed, match="IPv6 next header 44 is not TCP"):
+        parse(bytes(IPv6() / IPv6ExtHdrFragment(m=1) / TCP()))
 
 
 # --- round trip ---

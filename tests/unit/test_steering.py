@@ -3,6 +3,8 @@ OpenFlow pipeline where a packet leaves."""
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,51 +13,67 @@ from controller import steering
 from controller.ownership import Ownership
 from controller.ryu_adapter import DESCRIPTION, OFP, PARSER
 from controller.steering import Attachment
-from state import configuration
-from state.datablock import FourTuple
-from state.errors import ConfigurationError
 from state.messages import CLOSE_MARK
 from tests.unit import scenario
 from tests.unit.flow_table import (
     ACK,
+    ADVERTISEMENT,
     CONTROLLER,
     FIN,
     ICMP,
+    ICMP6,
     NORMAL,
     PSH,
     RST,
+    SOLICITATION,
     SYN,
     FlowTable,
     Leaving,
+    Packet,
+    SwitchRefused,
     arp,
     from_vip,
+    ip,
+    neighbour,
     to_vip,
 )
 
 CLIENT_PORT, SERVERS = scenario.CLIENT_SWITCH_PORT, {"s1": 1, "s2": 2, "s3": 3}
 ATTACHED = {name: Attachment(port, scenario.mac(port)) for name, port in SERVERS.items()}
 EVERY_SLOT = range(40_000, 40_016)
+IPV4, IPV6 = (scenario.VIP, scenario.CLIENT), (scenario.VIP6, scenario.CLIENT6)
+BOTH_FAMILIES = pytest.mark.parametrize("family", [IPV4, IPV6], ids=["IPv4", "IPv6"])
 
 
 class Switch:
-    """A switch with everything installed for three servers, each owning its home."""
+    """A switch with everything installed for three servers, each owning its home. Packets are of one family, but VIPs
+    of both are there."""
 
-    def __init__(self, attached: dict[str, Attachment] = ATTACHED, **options: object) -> None:
-        self.configuration = scenario.config(3, **options)
+    def __init__(
+        self, family: tuple[str, str] = IPV4, attached: dict[str, Attachment] = ATTACHED, **options: object
+    ) -> None:
+        self.vip, self.client = family
+        self.configuration = scenario.config(3, vips=(scenario.VIP, scenario.VIP6), **options)
         self.ownership = Ownership(self.configuration)
         self.table = FlowTable()
         self.table.apply(steering.everything(self.configuration, self.ownership, attached))
 
-    def owner(self, client_port: int, client: str = scenario.CLIENT) -> str:
-        owner = self.ownership.server_for(scenario.four_tuple(client_port, client))
+    def owner(self, client_port: int, client: str | None = None) -> str:
+        owner = self.ownership.server_for(scenario.four_tuple(client_port, client or self.client, self.vip))
         assert owner is not None
         return owner
 
+    def to_vip(self, client_port: int, **fields: object) -> Packet:
+        return to_vip(client_port, **{"vip": self.vip, "client": self.client, **fields})
+
+    def from_vip(self, client_port: int, **fields: object) -> Packet:
+        return from_vip(client_port, **{"vip": self.vip, "client": self.client, **fields})
+
     def from_client(self, client_port: int, **fields: object) -> list[Leaving]:
-        return self.table.send(to_vip(client_port, **fields), CLIENT_PORT)
+        return self.table.send(self.to_vip(client_port, **fields), CLIENT_PORT)
 
     def from_server(self, name: str, client_port: int, **fields: object) -> list[Leaving]:
-        return self.table.send(from_vip(client_port, **fields), SERVERS[name])
+        return self.table.send(self.from_vip(client_port, **fields), SERVERS[name])
 
     def hand_over(self, server: str, heir: str | None) -> list[object]:
         homes = self.ownership.homes_of(server) if heir is None else self.ownership.fail_over(server, heir)
@@ -64,9 +82,9 @@ class Switch:
         return bundle
 
 
-@pytest.fixture
-def switch() -> Switch:
-    return Switch()
+@pytest.fixture(params=[IPV4, IPV6], ids=["IPv4", "IPv6"])
+def switch(request: pytest.FixtureRequest) -> Switch:
+    return Switch(request.param)
 
 
 # --- the way in ---
@@ -76,7 +94,7 @@ def test_a_syn_reaches_the_owner_of_its_slot_with_the_owners_mac(switch: Switch)
         owner = switch.owner(client_port)
         (leaving,) = switch.from_client(client_port)
         assert leaving.port == SERVERS[owner]
-        assert leaving.packet == {**to_vip(client_port), "eth_dst": ATTACHED[owner].mac}
+        assert leaving.packet == {**switch.to_vip(client_port), "eth_dst": ATTACHED[owner].mac}
         reached.add(owner)
     assert reached == set(SERVERS)
 
@@ -94,20 +112,22 @@ def test_a_port_of_the_vip_without_a_service_is_dropped_both_ways(switch: Switch
 
 def test_ping_reaches_the_owner_of_the_first_slot_and_its_answer_leaves(switch: Switch) -> None:
     owner = switch.ownership.owner[switch.ownership.home[0, 0]]
-    ping = {"eth_type": 0x0800, "ip_proto": ICMP, "ip_dscp": 0, "eth_dst": "02:7a:0a:00:00:64"}
-    there = {**ping, "ipv4_src": scenario.CLIENT, "ipv4_dst": scenario.VIP}
-    back = {**ping, "ipv4_src": scenario.VIP, "ipv4_dst": scenario.CLIENT}
-    assert [leaving.port for leaving in switch.table.send(there, CLIENT_PORT)] == [SERVERS[owner]]
-    assert [leaving.port for leaving in switch.table.send(back, SERVERS[owner])] == [NORMAL]
+    for kind in (128, 2):  # ICMPv6: echo request, packet too big
+        ping = {"ip_proto": ICMP6, "icmpv6_type": kind} if ":" in switch.vip else {"ip_proto": ICMP}
+        there = ip(switch.client, switch.vip, **ping)
+        back = ip(switch.vip, switch.client, **ping)
+        assert [leaving.port for leaving in switch.table.send(there, CLIENT_PORT)] == [SERVERS[owner]]
+        assert [leaving.port for leaving in switch.table.send(back, SERVERS[owner])] == [NORMAL]
 
 
 def test_traffic_that_is_not_the_vips_is_switched_normally(switch: Switch) -> None:
-    packet = to_vip(40_000, vip="10.0.0.1", port=22)
+    packet = switch.to_vip(40_000, vip="fd00::1" if ":" in switch.vip else "10.0.0.1", port=22)
     assert switch.table.send(packet, CLIENT_PORT) == [Leaving(NORMAL, packet)]
 
 
-def test_a_home_without_an_attached_owner_drops_both_ways() -> None:
-    switch = Switch({"s2": ATTACHED["s2"]})
+@BOTH_FAMILIES
+def test_a_home_without_an_attached_owner_drops_both_ways(family: tuple[str, str]) -> None:
+    switch = Switch(family, {"s2": ATTACHED["s2"]})
     alone = {client_port: switch.owner(client_port) for client_port in EVERY_SLOT}
     for client_port, owner in alone.items():
         assert len(switch.from_client(client_port)) == (owner == "s2")
@@ -118,13 +138,13 @@ def test_a_home_without_an_attached_owner_drops_both_ways() -> None:
 def test_only_the_owners_answer_leaves(switch: Switch) -> None:
     for client_port in EVERY_SLOT:
         for name in SERVERS:
-            expected = [Leaving(NORMAL, from_vip(client_port))] if name == switch.owner(client_port) else []
+            expected = [Leaving(NORMAL, switch.from_vip(client_port))] if name == switch.owner(client_port) else []
             assert switch.from_server(name, client_port) == expected
 
 
 def test_a_client_that_claims_to_be_the_vip_is_dropped(switch: Switch) -> None:
     for client_port in EVERY_SLOT:
-        assert switch.table.send(from_vip(client_port), CLIENT_PORT) == []
+        assert switch.table.send(switch.from_vip(client_port), CLIENT_PORT) == []
 
 
 def test_what_the_fence_drops_is_counted_under_its_cookie(switch: Switch) -> None:
@@ -139,21 +159,21 @@ def test_what_the_fence_drops_is_counted_under_its_cookie(switch: Switch) -> Non
 @pytest.mark.parametrize("flags", [FIN | ACK, RST, RST | ACK, FIN | PSH | ACK])
 def test_a_close_without_the_mark_goes_to_the_controller_only(switch: Switch, flags: int) -> None:
     leaving = switch.from_server(switch.owner(40_000), 40_000, flags=flags)
-    assert leaving == [Leaving(CONTROLLER, from_vip(40_000, flags=flags))]
+    assert leaving == [Leaving(CONTROLLER, switch.from_vip(40_000, flags=flags))]
     assert switch.table.caught(steering.COOKIE_GATE) == 1
 
 
 @pytest.mark.parametrize("flags", [FIN | ACK, RST, ACK, PSH | ACK, SYN | ACK])
 def test_a_marked_packet_leaves_and_the_mark_is_stripped(switch: Switch, flags: int) -> None:
     leaving = switch.from_server(switch.owner(40_000), 40_000, flags=flags, mark=CLOSE_MARK)
-    assert leaving == [Leaving(NORMAL, from_vip(40_000, flags=flags, mark=0))]
+    assert leaving == [Leaving(NORMAL, switch.from_vip(40_000, flags=flags, mark=0))]
 
 
 @pytest.mark.parametrize("flags", [ACK, PSH | ACK, SYN | ACK])
 def test_what_does_not_close_needs_no_mark_and_keeps_another_one(switch: Switch, flags: int) -> None:
     for mark in (0, 46):
         leaving = switch.from_server(switch.owner(40_000), 40_000, flags=flags, mark=mark)
-        assert leaving == [Leaving(NORMAL, from_vip(40_000, flags=flags, mark=mark))]
+        assert leaving == [Leaving(NORMAL, switch.from_vip(40_000, flags=flags, mark=mark))]
 
 
 def test_the_mark_opens_no_way_around_the_fence(switch: Switch) -> None:
@@ -162,8 +182,9 @@ def test_the_mark_opens_no_way_around_the_fence(switch: Switch) -> None:
         assert switch.from_server(stranger, 40_000, flags=flags, mark=CLOSE_MARK) == []
 
 
-def test_an_unprotected_service_closes_as_it_likes() -> None:
-    switch = Switch(protected=False)
+@BOTH_FAMILIES
+def test_an_unprotected_service_closes_as_it_likes(family: tuple[str, str]) -> None:
+    switch = Switch(family, protected=False)
     for flags in (FIN | ACK, RST):
         (leaving,) = switch.from_server(switch.owner(40_000), 40_000, flags=flags)
         assert leaving.port == NORMAL
@@ -209,21 +230,24 @@ def test_the_cost_of_a_hand_over_is_three_messages_per_home_whatever_the_number_
 
 def test_moving_one_slot_leaves_the_others_where_they_are(switch: Switch) -> None:
     before = {client_port: switch.owner(client_port) for client_port in EVERY_SLOT}
-    moved = (0, 0)
+    moved = switch.ownership.slot(scenario.four_tuple(40_000, switch.client, switch.vip))
+    assert moved is not None
     switch.ownership.home[moved] = "s3"
     switch.table.apply(steering.slot(switch.configuration, switch.ownership, moved))
     for client_port, old in before.items():
-        new = "s3" if switch.ownership.slot(scenario.four_tuple(client_port)) == moved else old
+        slot = switch.ownership.slot(scenario.four_tuple(client_port, switch.client, switch.vip))
+        new = "s3" if slot == moved else old
         assert [leaving.port for leaving in switch.from_client(client_port)] == [SERVERS[new]]
         assert [name for name in SERVERS if switch.from_server(name, client_port)] == [new]
 
 
 # --- affinity ---
-def test_by_client_all_connections_of_an_address_have_one_owner() -> None:
-    switch = Switch(affinity="client", slots=16)
+@BOTH_FAMILIES
+def test_by_client_all_connections_of_an_address_have_one_owner(family: tuple[str, str]) -> None:
+    switch = Switch(family, affinity="client", slots=16)
     reached = set()
     for last in range(1, 33):
-        client = f"10.0.1.{last}"
+        client = str(ipaddress.ip_address(family[1]) + last)
         ports = {switch.from_client(client_port, client=client)[0].port for client_port in EVERY_SLOT}
         owner = switch.owner(40_000, client)
         assert ports == {SERVERS[owner]}
@@ -235,7 +259,7 @@ def test_by_client_all_connections_of_an_address_have_one_owner() -> None:
 @settings(max_examples=50, deadline=None)
 @given(
     client_port=st.integers(1, 65_535),
-    client=st.ip_addresses(v=4).map(str),
+    client=st.ip_addresses().map(str),
     affinity=st.sampled_from(["connection", "client"]),
     slots=st.sampled_from([1, 2, 64]),
 )
@@ -243,9 +267,12 @@ def test_switch_and_ownership_agree_on_the_slot_of_any_connection(
     client_port: int, client: str, affinity: str, slots: int
 ) -> None:
     switch = _switch_for(affinity, slots)
-    connection: FourTuple = scenario.four_tuple(client_port, client)
-    owner = switch.ownership.server_for(connection)
-    assert [leaving.port for leaving in switch.from_client(client_port, client=client)] == [SERVERS[str(owner)]]
+    vip = scenario.VIP6 if ":" in client else scenario.VIP
+    owner = switch.ownership.server_for(scenario.four_tuple(client_port, client, vip))
+    (there,) = switch.from_client(client_port, client=client, vip=vip)
+    assert there.port == SERVERS[str(owner)]
+    passing = [name for name in SERVERS if switch.from_server(name, client_port, client=client, vip=vip)]
+    assert passing == [owner]
 
 
 _switches: dict[tuple[str, int], Switch] = {}
@@ -258,7 +285,8 @@ def _switch_for(affinity: str, slots: int) -> Switch:
 
 
 # --- ARP ---
-def test_the_switch_itself_answers_who_has_the_vip(switch: Switch) -> None:
+def test_the_switch_itself_answers_who_has_the_vip() -> None:
+    switch = Switch()
     asker = "0a:00:00:00:01:01"
     (leaving,) = switch.table.send(arp(1, scenario.CLIENT, scenario.VIP, asker), CLIENT_PORT)
     vip_mac = switch.configuration.vips[0].mac
@@ -275,15 +303,76 @@ def test_the_switch_itself_answers_who_has_the_vip(switch: Switch) -> None:
     }
 
 
-def test_nobody_may_claim_the_vip_by_arp(switch: Switch) -> None:
+def test_nobody_may_claim_the_vip_by_arp() -> None:
+    switch = Switch()
     for port in (*SERVERS.values(), CLIENT_PORT):
         assert switch.table.send(arp(2, scenario.VIP, scenario.CLIENT), port) == []
         assert switch.table.send(arp(1, scenario.VIP, scenario.CLIENT), port) == []
 
 
-def test_arp_for_other_addresses_is_switched_normally(switch: Switch) -> None:
+def test_arp_for_other_addresses_is_switched_normally() -> None:
+    switch = Switch()
     packet = arp(1, scenario.CLIENT, "10.0.0.1")
     assert switch.table.send(packet, CLIENT_PORT) == [Leaving(NORMAL, packet)]
+
+
+# --- Neighbour Discovery ---
+_SOLICITED, _OVERRIDE = 1 << 30, 1 << 29
+
+
+@pytest.mark.parametrize("unicast", [False, True], ids=["first question", "check that it is still there"])
+def test_the_switch_itself_advertises_the_vip(unicast: bool) -> None:
+    switch, asker = Switch(IPV6), "0a:00:00:00:01:01"
+    mac = switch.configuration.vips[1].mac
+    question = neighbour(SOLICITATION, switch.client, switch.vip, asker)
+    if unicast:
+        question |= {"ipv6_dst": switch.vip, "eth_dst": mac}
+    (leaving,) = switch.table.send(question, CLIENT_PORT)
+    assert leaving.port == CLIENT_PORT
+    assert leaving.packet == {
+        **question,
+        "eth_src": mac,
+        "eth_dst": asker,
+        "ipv6_src": switch.vip,
+        "ipv6_dst": switch.client,
+        "icmpv6_type": ADVERTISEMENT,
+        "nd_reserved": _SOLICITED | _OVERRIDE,
+        "nd_options_type": 2,
+        "ipv6_nd_tll": mac,
+    }
+
+
+def test_who_is_about_to_take_the_vip_is_told_that_it_is_in_use() -> None:
+    switch = Switch(IPV6)
+    (leaving,) = switch.table.send(neighbour(SOLICITATION, "::", switch.vip), CLIENT_PORT)
+    assert leaving.port == CLIENT_PORT
+    told = leaving.packet
+    assert (told["eth_dst"], told["ipv6_dst"]) == ("33:33:00:00:00:01", "ff02::1")
+    assert (told["icmpv6_type"], told["nd_reserved"]) == (ADVERTISEMENT, _OVERRIDE)
+
+
+def test_nobody_may_claim_the_vip_by_neighbour_discovery() -> None:
+    switch = Switch(IPV6)
+    for port in (*SERVERS.values(), CLIENT_PORT):
+        for sender in (switch.vip, switch.client, "fe80::1"):
+            assert switch.table.send(neighbour(ADVERTISEMENT, sender, switch.vip), port) == []
+        assert switch.table.send(neighbour(SOLICITATION, switch.vip, switch.client), port) == []
+
+
+def test_neighbour_discovery_for_other_addresses_is_switched_normally() -> None:
+    switch = Switch(IPV6)
+    for kind in (SOLICITATION, ADVERTISEMENT):
+        packet = neighbour(kind, switch.client, "fd00::1")
+        assert switch.table.send(packet, CLIENT_PORT) == [Leaving(NORMAL, packet)]
+
+
+def test_the_simulated_switch_refuses_what_the_real_one_refuses() -> None:
+    """A target link-layer address in a solicitation: OFPBAC_MATCH_INCONSISTENT of Open vSwitch 3.1."""
+    match = PARSER.OFPMatch(eth_type=0x86DD, ip_proto=ICMP6, icmpv6_type=SOLICITATION)
+    actions = [PARSER.OFPActionSetField(icmpv6_type=136), PARSER.OFPActionSetField(ipv6_nd_tll="02:00:00:00:00:01")]
+    instructions = [PARSER.OFPInstructionActions(OFP.OFPIT_APPLY_ACTIONS, actions)]
+    with pytest.raises(SwitchRefused):
+        FlowTable().apply([PARSER.OFPFlowMod(DESCRIPTION, match=match, instructions=instructions)])
 
 
 # --- the whole ---
@@ -321,11 +410,14 @@ def test_every_message_can_be_written_to_the_wire(switch: Switch) -> None:
         assert int.from_bytes(message.buf[2:4], "big") == len(message.buf)
 
 
-def test_a_configuration_that_passes_the_check_can_be_installed() -> None:
-    six = scenario.text().replace("10.0.0.", "fd00::")
-    try:
-        accepted = configuration.parse(six)
-    except ConfigurationError:
-        return  # refused in time, with a sentence
-    for message in steering.everything(accepted, Ownership(accepted), {}):
-        message.serialize()
+@pytest.mark.parametrize("vips", [[scenario.VIP], [scenario.VIP6], [scenario.VIP, scenario.VIP6, "fd00::65"]])
+def test_vips_of_any_family_can_be_installed_together_or_alone(vips: list[str]) -> None:
+    configuration = scenario.config(vips=vips)
+    ownership = Ownership(configuration)
+    table = FlowTable()
+    table.apply(steering.everything(configuration, ownership, ATTACHED))
+    for vip in vips:
+        client = scenario.CLIENT6 if ":" in vip else scenario.CLIENT
+        owner = ownership.server_for(scenario.four_tuple(40_000, client, vip))
+        (leaving,) = table.send(to_vip(40_000, vip=vip, client=client), CLIENT_PORT)
+        assert leaving.port == SERVERS[str(owner)]

@@ -1,0 +1,115 @@
+"""A VIP of either family on the wire: whose it is, who may say so, and clients of every kind of address."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from topologies import Lab
+
+_HALF_CLOSED = """
+import hashlib, socket, sys
+sock = socket.create_connection((sys.argv[1], 80), timeout=20)
+sock.sendall(b"GET /1m HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+sock.shutdown(socket.SHUT_WR)
+print(sock.getsockname()[0], flush=True)
+sys.stdin.readline()
+received = b""
+while data := sock.recv(1 << 20):
+    received += data
+print(hashlib.sha256(received.partition(b"\\r\\n\\r\\n")[2]).hexdigest())
+"""
+
+_FORGED = """
+import sys
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.l2 import ARP, Ether
+from scapy.sendrecv import sendp
+victim, interface, mac, *claimed = sys.argv[1:]
+for address in claimed:
+    if ":" in address:
+        target, source = ICMPv6NDOptDstLLAddr(lladdr=mac), ICMPv6NDOptSrcLLAddr(lladdr=mac)
+        claims = [IPv6(src=address, dst=victim) / ICMPv6ND_NA(tgt=address, R=0, S=solicited, O=1) / target
+                  for solicited in (0, 1)]
+        claims.append(IPv6(src=address, dst=victim) / ICMPv6ND_NS(tgt=victim) / source)
+    else:
+        claims = [ARP(op=op, hwsrc=mac, psrc=address, hwdst=mac, pdst=asked)
+                  for op in (1, 2) for asked in (victim, address)]
+    sendp([Ether(src=mac, dst="02:00:00:00:02:01") / claim for claim in claims], iface=interface, verbose=False)
+"""
+
+
+def _mac(lab: Lab, host: str, address: str) -> str:
+    """What the host believes."""
+    shown = lab.run(host, ["ip", "neigh", "show", "to", address], capture_output=True, text=True, check=True).stdout
+    return shown.split("lladdr ")[1].split()[0]
+
+
+@pytest.mark.parametrize("vip", ["vip", "vip6"])
+def test_only_the_switch_says_where_the_vip_is(lab: Lab, vip: str) -> None:
+    """c2 tells c1 that it has the VIP, and then that its own address has moved, which is its right."""
+    address, foreign = lab.vips()[vip], "02:00:00:00:02:99"
+    wanted = next(v.mac for v in lab.configuration.vips if v.address == address)
+    victim, other = (lab.address(client, 6 if ":" in address else 4) for client in ("c1", "c2"))
+    for name in (vip, other):
+        lab.run("c1", ["ping", "-c", "1", "-W", "5", name], stdout=subprocess.DEVNULL, check=True)
+    assert _mac(lab, "c1", address) == wanted
+    forged = [sys.executable, "-c", _FORGED, victim, "c2-eth0", foreign, address, other]
+    try:
+        lab.run("c2", forged, check=True, timeout=30)
+        lab.until(lambda: _mac(lab, "c1", other) == foreign, "what c2 said did not reach c1")
+        assert _mac(lab, "c1", address) == wanted
+    finally:
+        lab.run("c1", ["ip", "neigh", "flush", "all"], check=True)
+
+
+def test_a_host_that_configures_the_vip_learns_that_it_is_taken(lab: Lab) -> None:
+    """Duplicate address detection (RFC 4862, 5.4): the switch answers it, whoever the servers are."""
+    lab.run("c2", ["sysctl", "-qw", "net.ipv6.conf.c2-eth0.accept_dad=1"], check=True)
+    lab.run("c2", ["ip", "address", "add", "fd00::100/64", "dev", "c2-eth0"], check=True)
+
+    def refused() -> bool:
+        shown = lab.run("c2", ["ip", "address", "show", "dev", "c2-eth0", "dadfailed"], capture_output=True, text=True)
+        return "fd00::100" in shown.stdout
+
+    try:
+        lab.until(refused, "nobody told c2 that the address is taken")
+    finally:
+        lab.run("c2", ["ip", "address", "delete", "fd00::100/64", "dev", "c2-eth0"], check=True)
+
+
+@pytest.mark.parametrize("client", ["IPv4", "IPv6", "link-local"])
+def test_a_half_closed_client_that_does_not_read_is_taken_over(lab: Lab, client: str) -> None:
+    """It has sent its FIN, its window is closed, and its server dies; then it reads."""
+    vip, source = lab.vips()["vip" if client == "IPv4" else "vip6"], lab.address("c2", 4 if client == "IPv4" else 6)
+    if client == "link-local":
+        link_local = "fe80::ff:fe00:202"  # of its MAC
+        lab.run("c2", ["ip", "route", "add", vip, "dev", "c2-eth0", "src", link_local], check=True)
+        source = link_local
+    reader = lab.popen(
+        "c2", [sys.executable, "-c", _HALF_CLOSED, vip], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == f"{source}\n"
+        lab.until(lambda: any(c["checkpoint"]["object"] for c in lab.connections()), "no download began")
+        (connection,) = lab.connections()
+        owner, before = connection["server"], len(lab.takeovers())
+        assert connection["checkpoint"]["destination_address"] == source
+        lab.fail(owner, how="kill")
+        lab.until(lambda: [t["state"] for t in lab.takeovers()[before:]] == ["done"], "the takeover is not done")
+        takeover = lab.takeovers()[-1]
+        assert (takeover["resumed"], takeover["reset"]) == (1, {})
+        lab.heal(owner)
+        told, _ = reader.communicate("\n", timeout=30)
+        content = Path(lab.status()["docroot"], "1m").read_bytes()
+        assert told.split() == [hashlib.sha256(content).hexdigest()]
+    finally:
+        reader.kill()
+        reader.wait()
+        if client == "link-local":
+            lab.run("c2", ["ip", "route", "delete", vip, "dev", "c2-eth0"], check=True)
