@@ -58,6 +58,22 @@ class Stream(Protocol):
     def unsent(self) -> int:
         """Bytes planned and not yet handed to the kernel."""
 
+    @property
+    def outstanding(self) -> int:
+        """Bytes planned that the client has not acknowledged yet, sent or not. Costs a system call."""
+
+    def has_room(self) -> bool:
+        """May more be planned now, or is so much unacknowledged that a checkpoint could outgrow its limits?
+
+        When it says no, `drained` is called once there is room.
+        """
+
+    def wake_after(self, seconds: float | None) -> None:
+        """Call the application's `woken` once, so many seconds from now. Replaces what was set; None: not at all.
+
+        Cheap enough for every packet: the event loop's own timer moves only when it must ring earlier.
+        """
+
 
 class Application(ABC):
     """A protocol over one connection. Calls come from the agent's event loop; none may block."""
@@ -79,7 +95,13 @@ class Application(ABC):
 
     @abstractmethod
     def drained(self) -> None:
-        """Everything that was planned was handed to the kernel."""
+        """Everything that was planned was handed to the kernel, or there is room again (`Stream.has_room`)."""
+
+    def woken(self) -> None:  # noqa: B027 - a protocol without time limits has nothing to do
+        """The time set by `Stream.wake_after` is over."""
+
+    def stopping(self) -> None:  # noqa: B027
+        """The server is about to end: finish what is under way. What is not finished soon, a backup goes on with."""
 
     @abstractmethod
     def checkpoint(self, block: DataBlock) -> None:
@@ -89,7 +111,8 @@ class Application(ABC):
     def ready(self, stream: Stream, position: int) -> None:
         """The connection was recreated here: the client has everything below `position` (claims 2, 12, 13).
 
-        Sending of what was planned goes on by itself; the application resumes its part: next requests, timers.
+        Sending of what was planned goes on by itself; the application resumes its part: next requests, time limits
+        (`Stream.wake_after`), which begin anew: no clock is the same on two servers.
         """
 
     @abstractmethod
