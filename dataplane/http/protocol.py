@@ -118,10 +118,9 @@ class HttpApplication(Application):
             data = data.lstrip(b"\r\n")  # empty lines before a request are no error (RFC 9112 section 2.2)
         if data:
             self._parser.receive_data(data)
-        if len(self._unread) > 2 * LIMIT_HEADER_BYTES:
+        self._work()
+        if not self._ended and len(self._unread) > 2 * LIMIT_HEADER_BYTES:
             self._refuse(431, "too many requests ahead")
-        else:
-            self._work()
 
     def input_ended(self) -> None:
         if self._ended:
@@ -211,7 +210,7 @@ class HttpApplication(Application):
         self._request = request
         expected = [value.lower() for name, value in request.headers if name == b"expect"]
         if size > self._limits.header_bytes:
-            self._refuse(431, "the request's header is too long")
+            self._refuse_length(414 if len(request.target) > self._limits.header_bytes // 2 else 431)
         elif not request.http_version.startswith(b"1."):
             self._refuse(505, "HTTP/1.1 is spoken here")
         elif expected and expected != [b"100-continue"]:
@@ -221,10 +220,14 @@ class HttpApplication(Application):
             self._refuse(413, "a request with a body is not accepted here")
 
     def _refuse_unread(self, error: h11.RemoteProtocolError) -> None:
-        status = error.error_status_hint
-        if status == 431 and b"\n" not in self._unread:
-            status = 414
-        self._refuse(status, "the request line is too long" if status == 414 else str(error))
+        if error.error_status_hint == 431:
+            self._refuse_length(431 if b"\n" in self._unread else 414)
+        else:
+            self._refuse(error.error_status_hint, str(error))
+
+    def _refuse_length(self, status: int) -> None:
+        what = "target" if status == 414 else "header"
+        self._refuse(status, f"the request's {what} is too long: {self._limits.header_bytes} bytes of header may come")
 
     def _respond(self, request: h11.Request) -> None:
         if request.method not in (b"GET", b"HEAD"):

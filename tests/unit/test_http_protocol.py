@@ -174,6 +174,12 @@ def test_a_client_of_http_1_0_needs_no_host_and_gets_its_answer_and_the_end(serv
     assert server.stream.closed
 
 
+def test_a_body_that_comes_with_its_header_is_what_is_refused(server: Server) -> None:
+    """Not the length of what came: that is the body's."""
+    server.says(b"PUT /x HTTP/1.1\r\nHost: vip\r\nContent-Length: 5000000\r\n\r\n" + bytes(64 * 1024))
+    assert [status for status, _, _ in server.responses()] == [413]
+
+
 def test_nobody_is_told_to_continue(server: Server) -> None:
     """RFC 9110, 10.1.1: a final status instead of 100 for a body that is refused."""
     server.says(b"PUT /x HTTP/1.1\r\nHost: vip\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n")
