@@ -42,7 +42,7 @@ from state.configuration import Configuration, Server, Service
 from state.datablock import FourTuple
 from state.errors import LocalError, RepairError
 from state.messages import FromController, Hello
-from state.process import settle
+from state.process import allow_files, settle
 
 _BACKLOG = 4096
 _ACCEPTS_PER_TURN = 64
@@ -74,10 +74,6 @@ class Agent:
         self._registry = Registry()
         for kind in self._protocols.values():
             self._registry.add(kind)
-        self._admission = Admission(
-            admission.within_descriptors(configuration.serving.connections),
-            configuration.serving.connections_per_client,
-        )
         self._refusals_said = 0.0
         self._listeners: list[tuple[socket.socket, Service]] = []
         self._connections: dict[FourTuple, LiveConnection] = {}
@@ -90,7 +86,11 @@ class Agent:
         """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        log = AccessLog() if self._configuration.serving.access_log else None
+        allow_files()
+        serving = self._configuration.serving
+        limit = admission.within_descriptors(serving.connections)
+        self._admission = Admission(limit, serving.connections_per_client)
+        log = AccessLog() if serving.access_log else None
         if log is not None:
             log.start()
         else:
@@ -140,11 +140,11 @@ class Agent:
         limit = self._loop.time() + self._configuration.serving.stop / 1000
         for listener, service in self._listeners:
             admission.shut(listener)
-            self._accept(listener, service)  # who is in already
+            self._accept(listener, service, _BACKLOG)  # who is in already
             self._loop.remove_reader(listener.fileno())
         for connection in list(self._connections.values()):
             connection.stopping()
-        while self._loop.time() < limit and any(c.outstanding for c in self._connections.values()):
+        while self._loop.time() < limit and any(c.unacknowledged for c in self._connections.values()):
             await asyncio.sleep(_STOP_CHECK)
         for connection in list(self._connections.values()):
             if not (self._link.connected and connection.protected):
@@ -177,8 +177,8 @@ class Agent:
         self._listeners.append((listener, service))
         self._loop.add_reader(listener.fileno(), self._accept, listener, service)
 
-    def _accept(self, listener: socket.socket, service: Service) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
+    def _accept(self, listener: socket.socket, service: Service, most: int = _ACCEPTS_PER_TURN) -> None:
+        for _ in range(most):
             try:
                 sock, peer = listener.accept()
             except BlockingIOError:

@@ -19,7 +19,7 @@ from dataplane import repair
 from dataplane.judge import Expectation, Proof
 from dataplane.objects import DocumentRoot, OpenObject
 from dataplane.sequence import Seq
-from dataplane.stack import Application, TcpLayer, make_block
+from dataplane.stack import Application, TcpLayer, Timer, make_block
 from dataplane.stream import ByteStream, Literal
 from state.datablock import FourTuple, Header
 from state.errors import CheckpointRefused
@@ -97,8 +97,7 @@ class LiveConnection:
         self._tail = 0
         self._discarded = 0
         self._room: asyncio.TimerHandle | None = None
-        self._alarm: asyncio.TimerHandle | None = None
-        self._wake_at: float | None = None
+        self._timers: list[asyncio.TimerHandle] = []
 
     # --- life ---
     def start(self) -> None:
@@ -146,14 +145,14 @@ class LiveConnection:
         """The server is about to end."""
         self._tell(self.application.stopping)
 
-    def _tell(self, event: Callable[..., None], *arguments: object) -> None:
-        """An application that raises ends its own connection, and nothing else."""
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        """Call the application. What its author did not foresee ends this connection and nothing else."""
         if self._over:
             return
         try:
-            event(*arguments)
+            call(*arguments)
         except Exception:
-            _log.exception("%s on %s", self.application.name, self.connection.id)
+            _log.exception("%s: %s failed; the connection is reset", self.connection.id, self.application.name)
             self.reset()
 
     def _read_all(self) -> None:
@@ -220,13 +219,16 @@ class LiveConnection:
     def _detach(self) -> None:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
-        for timer in (self._linger, self._room, self._alarm):
+        for timer in (self._linger, self._room, *self._timers):
             if timer is not None:
                 timer.cancel()
 
     def _finish(self) -> None:
         self._over = True
-        self.application.ended()
+        try:
+            self.application.ended()
+        except Exception:
+            _log.exception("%s: %s failed at its end", self.connection.id, self.application.name)
         for opened in self._objects.values():
             self._host.root.release(opened)
         self._objects.clear()
@@ -305,6 +307,15 @@ class LiveConnection:
     def seq_of(self, identifier: str, offset: int) -> Seq:
         return self.stream.map.seq_of(identifier, offset)
 
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = self._loop.call_later(seconds, self._tell, callback)
+        if self._over:
+            timer.cancel()
+        now = self._loop.time()
+        self._timers = [old for old in self._timers if not old.cancelled() and old.when() > now]
+        self._timers.append(timer)
+        return timer
+
     def close(self) -> None:
         self.stream.closing = True
         self.schedule_checkpoint()
@@ -320,13 +331,17 @@ class LiveConnection:
         return self.stream.map.end - self.stream.sent
 
     @property
-    def outstanding(self) -> int:
-        return self.stream.map.end - self.acked_position() if not self._over else 0
+    def unacknowledged(self) -> int:
+        try:
+            acked = self.acked_position() if not self._over else self.stream.map.acked
+        except OSError:  # the kernel has nothing of the connection any more
+            acked = self.stream.map.acked
+        return max(0, self.stream.map.end - max(acked, self.stream.map.acked))
 
     def has_room(self) -> bool:
         stream = self.stream
         if stream.crowded:
-            stream.map.acknowledge(max(stream.map.acked, self.acked_position()))
+            stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
         if not stream.crowded:
             return True
         if self._room is None:
@@ -338,24 +353,6 @@ class LiveConnection:
         self._room = None
         if self.stream.finished and self.has_room():
             self._tell(self.application.drained)
-
-    def wake_after(self, seconds: float | None) -> None:
-        self._wake_at = None if seconds is None else self._loop.time() + seconds
-        if self._wake_at is not None and (self._alarm is None or self._alarm.when() > self._wake_at):
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self._loop.call_at(self._wake_at, self._ring)
-
-    def _ring(self) -> None:
-        """The timer rings as early as it was ever needed; what was prolonged meanwhile sets it anew."""
-        self._alarm = None
-        if self._wake_at is None:
-            return
-        if self._loop.time() < self._wake_at:
-            self._alarm = self._loop.call_at(self._wake_at, self._ring)
-            return
-        self._wake_at = None
-        self._tell(self.application.woken)
 
     def _digest_known(self, old: ObjectRef, new: ObjectRef) -> None:
         if not self._over and self.stream.map.update_object(old, new):

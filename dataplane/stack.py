@@ -33,6 +33,13 @@ class Layer(Protocol):
         """Append this layer's section to the block."""
 
 
+class Timer(Protocol):
+    """What `Stream.call_later` returns."""
+
+    def cancel(self) -> None:
+        """Do not call back. Harmless when it has, or was cancelled before."""
+
+
 class Stream(Protocol):
     """What an application may do with its connection. All positions are of the send direction."""
 
@@ -48,6 +55,16 @@ class Stream(Protocol):
     def seq_of(self, identifier: str, offset: int) -> Seq:
         """The sequence number that a byte of an object has or will have (claim 22). Raises `MapError`."""
 
+    def has_room(self) -> bool:
+        """May more be planned now, or is so much unacknowledged that a checkpoint could outgrow its limits?
+
+        When it says no, `drained` is called once there is room.
+        """
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call back once, after so long. Timers are the connection's: its end cancels them, and none is taken over:
+        `Application.ready` starts them again."""
+
     def close(self) -> None:
         """Close in good order once everything planned was sent."""
 
@@ -59,20 +76,8 @@ class Stream(Protocol):
         """Bytes planned and not yet handed to the kernel."""
 
     @property
-    def outstanding(self) -> int:
-        """Bytes planned that the client has not acknowledged yet, sent or not. Costs a system call."""
-
-    def has_room(self) -> bool:
-        """May more be planned now, or is so much unacknowledged that a checkpoint could outgrow its limits?
-
-        When it says no, `drained` is called once there is room.
-        """
-
-    def wake_after(self, seconds: float | None) -> None:
-        """Call the application's `woken` once, so many seconds from now. Replaces what was set; None: not at all.
-
-        Cheap enough for every packet: the event loop's own timer moves only when it must ring earlier.
-        """
+    def unacknowledged(self) -> int:
+        """Bytes planned that the client is not known to have."""
 
 
 class Application(ABC):
@@ -97,10 +102,7 @@ class Application(ABC):
     def drained(self) -> None:
         """Everything that was planned was handed to the kernel, or there is room again (`Stream.has_room`)."""
 
-    def woken(self) -> None:  # noqa: B027 - a protocol without time limits has nothing to do
-        """The time set by `Stream.wake_after` is over."""
-
-    def stopping(self) -> None:  # noqa: B027
+    def stopping(self) -> None:  # noqa: B027 - a protocol that ignores it is right, too
         """The server is about to end: finish what is under way. What is not finished soon, a backup goes on with."""
 
     @abstractmethod
@@ -111,8 +113,7 @@ class Application(ABC):
     def ready(self, stream: Stream, position: int) -> None:
         """The connection was recreated here: the client has everything below `position` (claims 2, 12, 13).
 
-        Sending of what was planned goes on by itself; the application resumes its part: next requests, time limits
-        (`Stream.wake_after`), which begin anew: no clock is the same on two servers.
+        Sending of what was planned goes on by itself; the application resumes its part: next requests, timers.
         """
 
     @abstractmethod

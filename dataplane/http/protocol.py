@@ -30,7 +30,7 @@ from dataplane import access_log
 from dataplane.http import semantics
 from dataplane.http.conditions import http_date
 from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
-from dataplane.stack import Application, ApplicationKind, Stream
+from dataplane.stack import Application, ApplicationKind, Stream, Timer
 from state.configuration import LIMIT_HEADER_BYTES, Serving
 from state.datablock import DataBlock
 
@@ -77,7 +77,8 @@ class HttpApplication(Application):
         self._ahead = 0
         self._blocked = False
         self._waits = _Waits.NOTHING
-        self._outstanding = 0
+        self._unacknowledged = 0
+        self._timer: Timer | None = None
         self._stopping = False
         self._ended = False
 
@@ -157,20 +158,25 @@ class HttpApplication(Application):
     def _wait_for(self, waits: _Waits) -> None:
         assert self._stream is not None
         self._waits = waits
-        limits = self._limits
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if waits is _Waits.PROGRESS:
-            self._outstanding = self._stream.outstanding
-        seconds = {_Waits.START: limits.idle, _Waits.REST: limits.header, _Waits.PROGRESS: limits.send}.get(waits)
-        self._stream.wake_after(seconds / 1000 if seconds is not None else None)
+            self._unacknowledged = self._stream.unacknowledged
+        limits = self._limits
+        limit = {_Waits.START: limits.idle, _Waits.REST: limits.header, _Waits.PROGRESS: limits.send}.get(waits)
+        if limit is not None:
+            self._timer = self._stream.call_later(limit / 1000, self._late)
 
-    def woken(self) -> None:
+    def _late(self) -> None:
+        """What was waited for has not come in time."""
         stream = self._stream
         if stream is None:
             return
         if self._waits is _Waits.REST:
             self._refuse(408, "the request was not complete in time")
-        elif outstanding := stream.outstanding:
-            if self._waits is _Waits.PROGRESS and outstanding >= self._outstanding:
+        elif unacknowledged := stream.unacknowledged:
+            if self._waits is _Waits.PROGRESS and unacknowledged >= self._unacknowledged:
                 stream.reset()
             else:
                 self._wait_for(_Waits.PROGRESS)

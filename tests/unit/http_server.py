@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import h11
 
@@ -24,6 +26,16 @@ HEAD = b"HEAD /film.bin HTTP/1.1\r\nHost: vip\r\n\r\n"
 AHEAD = 16
 
 
+@dataclass
+class RecordedTimer:
+    seconds: float
+    callback: Callable[[], None]
+    running: bool = True
+
+    def cancel(self) -> None:
+        self.running = False
+
+
 class RecordingStream:
     """A `stack.Stream` over a real sequence map: what was planned can be read as the client would."""
 
@@ -35,8 +47,7 @@ class RecordingStream:
         self.acknowledged = 0
         self.sent = 0
         self.room = True
-        self.wakes: list[float | None] = []
-        """What was asked of the clock, in order."""
+        self.timers: list[RecordedTimer] = []
 
     @property
     def connection(self) -> FourTuple:
@@ -64,14 +75,27 @@ class RecordingStream:
         return self.map.end - self.sent
 
     @property
-    def outstanding(self) -> int:
+    def unacknowledged(self) -> int:
         return self.map.end - self.acknowledged
 
     def has_room(self) -> bool:
         return self.room
 
-    def wake_after(self, seconds: float | None) -> None:
-        self.wakes.append(seconds)
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> RecordedTimer:
+        assert not any(timer.running for timer in self.timers), "one thing is waited for at a time"
+        self.timers.append(RecordedTimer(seconds, callback))
+        return self.timers[-1]
+
+    @property
+    def waits(self) -> list[float]:
+        """The limits that were set, in order."""
+        return [timer.seconds for timer in self.timers]
+
+    def late(self) -> None:
+        """The time of what is waited for is over."""
+        (timer,) = [timer for timer in self.timers if timer.running]
+        timer.running = False
+        timer.callback()
 
     @property
     def bytes(self) -> bytes:

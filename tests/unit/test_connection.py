@@ -74,8 +74,8 @@ class Script(Application):
     def drained(self) -> None:
         self._note("drained")
 
-    def woken(self) -> None:
-        self._note("woken")
+    def late(self) -> None:
+        self._note("late")
 
     def stopping(self) -> None:
         self._note("stopping")
@@ -153,46 +153,22 @@ def script(pair: Pair) -> Script:
     return pair.application
 
 
-# --- the alarm ---
-def test_the_alarm_rings_once_when_its_time_is_over(pair: Pair, script: Script, loop: VirtualLoop) -> None:
-    pair.connection.wake_after(10)
+# --- timers ---
+def test_a_timer_calls_once_and_not_when_it_was_cancelled(pair: Pair, script: Script, loop: VirtualLoop) -> None:
+    pair.connection.call_later(10, script.late)
+    pair.connection.call_later(10, script.late).cancel()
     loop.passes(9.9)
     assert script.told == ["opened"]
     loop.passes(0.2)
-    assert script.told == ["opened", "woken"]
+    assert script.told == ["opened", "late"]
     loop.passes(100)
-    assert script.told == ["opened", "woken"]
+    assert script.told == ["opened", "late"]
 
 
-def test_the_last_word_about_the_alarm_holds(pair: Pair, script: Script, loop: VirtualLoop) -> None:
-    for words, rings in (((10, 20), 20), ((20, 10), 10), ((10, 20, 5), 5), ((10, 10), 10)):
-        began = loop.time()
-        for seconds in words:
-            pair.connection.wake_after(seconds)
-        assert loop.until(lambda: script.told[-1] == "woken")
-        assert loop.time() - began == pytest.approx(rings, abs=0.02)
-        script.told.clear()
-        script.told.append("again")
-    pair.connection.wake_after(10)
-    pair.connection.wake_after(None)
-    loop.passes(100)
-    assert script.told == ["again"]
-
-
-def test_putting_the_alarm_off_does_not_touch_the_loops_timers(
-    pair: Pair, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair.connection.wake_after(10)
-    set_: list[float] = []
-    monkeypatch.setattr(loop, "call_at", lambda when, *_: set_.append(when))
-    for _ in range(1000):
-        pair.connection.wake_after(300)
-    assert set_ == []
-
-
-def test_a_connection_that_is_over_does_not_ring(pair: Pair, script: Script, loop: VirtualLoop) -> None:
-    pair.connection.wake_after(10)
+def test_timers_end_with_the_connection(pair: Pair, script: Script, loop: VirtualLoop) -> None:
+    pair.connection.call_later(10, script.late)
     pair.connection.reset()
+    pair.connection.call_later(10, script.late)
     loop.passes(100)
     assert script.told == ["opened", "ended"]
 
@@ -215,23 +191,23 @@ def test_there_is_room_again_when_the_client_has_acknowledged(pair: Pair, script
     assert loop.until(everything)
     assert loop.until(lambda: script.told.count("drained") >= 2), "once when it was sent, once when there was room"
     assert live.has_room()
-    assert live.outstanding == 0
+    assert live.unacknowledged == 0
 
 
-def test_outstanding_is_what_the_client_has_not_acknowledged(pair: Pair, host: Server, loop: VirtualLoop) -> None:
+def test_unacknowledged_is_what_the_client_has_not_acknowledged(pair: Pair, host: Server, loop: VirtualLoop) -> None:
     live = pair.connection
     live.send_object(host.root.open("/big.bin"), 0, len(BIG))
-    assert live.outstanding == live.unsent == len(BIG)
+    assert live.unacknowledged == live.unsent == len(BIG)
     loop.passes(1)
-    assert live.unsent < live.outstanding < len(BIG), "its kernel has taken some; this one holds more"
-    while len(BIG) - live.outstanding < 200_000:
+    assert live.unsent < live.unacknowledged < len(BIG), "its kernel has taken some; this one holds more"
+    while len(BIG) - live.unacknowledged < 200_000:
         pair.reads(1 << 20)
         loop.passes(0.01)
     assert not live.over
 
 
 # --- an application's mistakes ---
-@pytest.mark.parametrize("where", ["received", "input_ended", "woken", "drained", "stopping"])
+@pytest.mark.parametrize("where", ["received", "input_ended", "late", "drained", "stopping"])
 def test_an_application_that_raises_ends_its_own_connection(
     pair: Pair, script: Script, loop: VirtualLoop, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -241,8 +217,8 @@ def test_an_application_that_raises_ends_its_own_connection(
         pair.client.send(b"x")
     elif where == "input_ended":
         pair.client.shutdown(socket.SHUT_WR)
-    elif where == "woken":
-        live.wake_after(1)
+    elif where == "late":
+        live.call_later(1, script.late)
     elif where == "drained":
         live.write(b"x")
     else:
@@ -276,7 +252,7 @@ def test_a_client_that_takes_nothing_of_the_tail_is_reset(pair: Pair, host: Serv
     live.send_object(host.root.open("/big.bin"), 0, 60_000)
     live.close()
     loop.passes(1)
-    assert live.outstanding > 1
+    assert live.unacknowledged > 1
     assert loop.until(lambda: live.over, 400)
     with pytest.raises(ConnectionResetError):
         while pair.client.recv(1 << 20):
@@ -287,7 +263,7 @@ def test_a_client_that_has_everything_and_does_not_end_is_reset(pair: Pair, host
     live = pair.connection
     live.write(b"goodbye")
     live.close()
-    assert loop.until(lambda: live.outstanding == 0, 200)
+    assert loop.until(lambda: live.unacknowledged == 0, 200)
     assert pair.reads(100) == b"goodbye"
     assert not live.over
     assert loop.until(lambda: live.over, 60)
