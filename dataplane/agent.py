@@ -4,6 +4,10 @@ does not serve does not beat.
 
 When the controller says that this server was fenced (it was slow, cut off or stopped, and another has its connections),
 the agent abandons every connection without a word and begins a new life with a new incarnation.
+
+SIGTERM ends it in good order: new clients are kept out without a word, responses that are under way have a moment to
+end, and what is still alive then is left to the backup as in a death: all its input stored, and nothing said to the
+client. Only what nobody can take over is reset. A second SIGTERM is a death.
 """
 
 from __future__ import annotations
@@ -13,17 +17,19 @@ import errno
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 
 from pyroute2 import IPRoute
 
-from dataplane import orphans, repair
+from dataplane import access_log, admission, http, orphans, repair
+from dataplane.access_log import AccessLog
+from dataplane.admission import Admission
 from dataplane.backup import Progress, Takeover, UnreadySet
 from dataplane.connection import LiveConnection, refuse_quietly
 from dataplane.controller_link import ControllerLink
-from dataplane.http import HTTP
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
 from dataplane.proving import Proving
@@ -37,19 +43,23 @@ from state.configuration import Configuration, Server, Service
 from state.datablock import FourTuple
 from state.errors import LocalError, RepairError
 from state.messages import FromController, Hello
-from state.process import settle
+from state.process import allow_files, settle
 
 _BACKLOG = 4096
 _ACCEPTS_PER_TURN = 64
+_ACCEPT_PAUSE = 0.1
+_STOP_CHECK = 0.02
+_REFUSALS_SAID = 10.0
+"""Seconds between two lines about refused connections."""
 
 _log = logging.getLogger(__name__)
 
-PROTOCOLS = {"http": HTTP}
-"""Application protocols by the name that the configuration uses."""
+PROTOCOLS = {"http": http.kind}
+"""Application protocols by the name that the configuration uses, made with the configuration's limits."""
 
 
 class Agent:
-    """The agent of one server. `run()` serves until it is cancelled."""
+    """The agent of one server. `run()` serves until it is cancelled, or ends in good order after SIGTERM."""
 
     def __init__(self, configuration: Configuration, server: Server) -> None:
         self._configuration = configuration
@@ -61,10 +71,12 @@ class Agent:
         self.epoch = 0
         self.root = DocumentRoot(server.docroot)
         self.interface, self._mac = _interface_of(server.address)
+        self._protocols = {name: kind(configuration.serving) for name, kind in PROTOCOLS.items()}
         self._registry = Registry()
-        for kind in PROTOCOLS.values():
+        for kind in self._protocols.values():
             self._registry.add(kind)
-        self._listeners: list[socket.socket] = []
+        self._refusals_said = 0.0
+        self._listeners: list[tuple[socket.socket, Service]] = []
         self._connections: dict[FourTuple, LiveConnection] = {}
         self._takeovers: dict[int, Takeover] = {}
         self._beats = 0
@@ -74,6 +86,16 @@ class Agent:
     async def run(self) -> None:
         """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
         self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        allow_files()
+        serving = self._configuration.serving
+        limit = admission.within_descriptors(serving.connections)
+        self._admission = Admission(limit, serving.connections_per_client)
+        log = AccessLog() if serving.access_log else None
+        if log is not None:
+            log.start()
+        else:
+            access_log.switch_off()
         self._unready = UnreadySet(self, self._registry)
         self._proving = Proving(self.interface)
         self._guard = StallGuard(self._proving)
@@ -87,15 +109,53 @@ class Agent:
         settle()
         self._next_beat = self._loop.time()
         self._beat()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop_once)
+        link, stopped = self._loop.create_task(self._link.run()), self._loop.create_task(self._stop.wait())
         try:
-            await self._link.run()
+            await asyncio.wait((link, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if link.done():
+                link.result()
+            await self._leave()
         finally:
-            for listener in self._listeners:
+            link.cancel()
+            stopped.cancel()
+            for listener, _ in self._listeners:
                 listener.close()
             self.root.close()
+            if log is not None:
+                log.close()
 
     def _services(self) -> Iterator[tuple[str, int]]:
         return ((vip.address, service.port) for vip in self._configuration.vips for service in vip.services)
+
+    # --- the end in good order ---
+    def _stop_once(self) -> None:
+        """A signal. The next one has its ordinary effect."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+        self._stop.set()
+
+    async def _leave(self) -> None:
+        """Let nobody in, let responses end, and leave what is still alive to whoever takes over."""
+        limit = self._loop.time() + self._configuration.serving.stop / 1000
+        for listener, service in self._listeners:
+            admission.shut(listener)
+            self._accept(listener, service, _BACKLOG)  # who is in already
+            self._loop.remove_reader(listener.fileno())
+        for connection in list(self._connections.values()):
+            connection.stopping()
+        while self._loop.time() < limit and any(c.unacknowledged for c in self._connections.values()):
+            await asyncio.sleep(_STOP_CHECK)
+        for connection in list(self._connections.values()):
+            if not (self._link.connected and connection.protected):
+                connection.reset()  # nobody can take it over
+        self._tell_closed()
+        _log.info("%s ends; %d connections are left to its backup", self.name, len(self._connections))
+        for connection in list(self._connections.values()):
+            connection.hand_in()
+        self._closed.clear()  # they are not closed
+        await self._link.close()
 
     # --- serving ---
     def _listen(self, address: str, service: Service) -> None:
@@ -114,19 +174,26 @@ class Agent:
             if error.errno == errno.EADDRINUSE:
                 raise LocalError(f"{address}:{service.port} is in use by another process of this host") from None
             raise LocalError(f"cannot listen on {address}:{service.port}: {error.strerror}") from None
-        self._listeners.append(listener)
+        self._listeners.append((listener, service))
         self._loop.add_reader(listener.fileno(), self._accept, listener, service)
 
-    def _accept(self, listener: socket.socket, service: Service) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
+    def _accept(self, listener: socket.socket, service: Service, most: int = _ACCEPTS_PER_TURN) -> None:
+        for _ in range(most):
             try:
                 sock, peer = listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                _log.warning("accept: %s", error)  # out of descriptors: the backlog waits for connections to end
+            except OSError as error:  # out of descriptors or memory: the backlog waits for connections to end
+                _log.warning("accept: %s", error)
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(_ACCEPT_PAUSE, self._accept_again, listener, service)
                 return
             sock.setblocking(False)
+            reason = self._admission.refusal(socket.inet_pton(sock.family, peer[0]))
+            if reason is not None:
+                refuse_quietly(sock)
+                self._say_refused(reason)
+                continue
             try:
                 snapshot = repair.read(sock)
             except RepairError as error:
@@ -143,12 +210,27 @@ class Agent:
                 connection,
                 ByteStream(SequenceMap(snapshot.iss)),
                 TcpLayer(snapshot.tcp, self._loop.time(), self._loop.time),
-                PROTOCOLS[service.protocol].fresh(self.root),
+                self._protocols[service.protocol].fresh(self.root),
                 snapshot.irs,
                 protected=service.protected,
             )
-            self._connections[connection] = live
+            self._register(live)
             live.start()
+
+    def _accept_again(self, listener: socket.socket, service: Service) -> None:
+        if not self._stop.is_set():
+            self._loop.add_reader(listener.fileno(), self._accept, listener, service)
+
+    def _say_refused(self, reason: str) -> None:
+        now = self._loop.time()
+        if now - self._refusals_said >= _REFUSALS_SAID:
+            self._refusals_said = now
+            _log.warning("connections are refused: %s; %d so far", reason, self._admission.refused[reason])
+
+    def _register(self, connection: LiveConnection) -> None:
+        if connection.connection not in self._connections:
+            self._admission.entered(connection.connection.destination)
+        self._connections[connection.connection] = connection
 
     # --- connection.Host ---
     def wall_clock(self) -> int:
@@ -160,6 +242,7 @@ class Agent:
     def ended(self, connection: LiveConnection) -> None:
         if self._connections.get(connection.connection) is connection:
             del self._connections[connection.connection]
+            self._admission.left(connection.connection.destination)
         if not self._closed:
             self._loop.call_soon(self._tell_closed)
         self._closed.append(connection.connection.id)
@@ -246,8 +329,9 @@ class Agent:
         takeover.begin(already=[entry.header.connection.id for entry in adopted])
 
     def adopt(self, connection: LiveConnection, proof: Proof) -> None:
-        self._connections[connection.connection] = connection
-        self._guard.watch(connection, proof)
+        if not connection.over:
+            self._register(connection)
+            self._guard.watch(connection, proof)
 
     def report(self, takeover: int, progress: Progress, waiting: int) -> None:
         self._link.send(

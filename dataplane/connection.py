@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -18,7 +19,7 @@ from dataplane import repair
 from dataplane.judge import Expectation, Proof
 from dataplane.objects import DocumentRoot, OpenObject
 from dataplane.sequence import Seq
-from dataplane.stack import Application, TcpLayer, make_block
+from dataplane.stack import Application, TcpLayer, Timer, make_block
 from dataplane.stream import ByteStream, Literal
 from state.datablock import FourTuple, Header
 from state.errors import CheckpointRefused
@@ -29,8 +30,16 @@ _READ_BYTES = 64 * 1024
 _SENDFILE_BYTES = 512 * 1024
 """At most so much per turn of the loop: about half a millisecond."""
 _LINGER = 30.0
-_LINGER_CHECK = 0.05
+"""Seconds that a client may take to end its side once it has everything."""
+_STUCK = 300.0
+"""Seconds without any acknowledgement after which the tail of a closing connection is given up."""
+_TAIL_CHECK, _IDLE_TAIL_CHECK = 0.05, 1.0
+_ROOM_CHECK = 0.02
+_DISCARD_BYTES = 1 << 20
+"""So much input of a closing connection is read and thrown away, so that the client reads its answer and not an RST."""
 _ABORT = struct.pack("ii", 1, 0)
+
+_log = logging.getLogger(__name__)
 
 
 class Host(Protocol):
@@ -87,23 +96,28 @@ class LiveConnection:
         self._over = False
         self._linger: asyncio.TimerHandle | None = None
         self._linger_until = 0.0
+        self._tail = 0
+        self._discarded = 0
+        self._room: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
 
     # --- life ---
     def start(self) -> None:
         """A client was accepted."""
         self._loop.add_reader(self._fd, self._readable)
-        self.application.opened(self)
+        self._tell(self.application.opened, self)
         self.schedule_checkpoint()
 
     def resume(self, position: int) -> None:
         """The connection was recreated here: ready, go on."""
         if not self.stream.input_ended:
             self._loop.add_reader(self._fd, self._readable)
-        self.application.ready(self, position)
+        self._tell(self.application.ready, self, position)
         if self.stream.input_ended and not self.stream.closing:
-            self.application.input_ended()
-        self._pump()
-        self.schedule_checkpoint()
+            self._tell(self.application.input_ended)
+        if not self._over:
+            self._pump()
+            self.schedule_checkpoint()
 
     def rebuild(self, proof: Proof) -> None:
         """What this kernel thinks of the connection is useless (`stall_guard`): make it anew. Raises `RepairError`."""
@@ -129,6 +143,20 @@ class LiveConnection:
             self._sock.close()
             self._finish()
 
+    def stopping(self) -> None:
+        """The server is about to end."""
+        self._tell(self.application.stopping)
+
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        """Call the application. What its author did not foresee ends this connection and nothing else."""
+        if self._over:
+            return
+        try:
+            call(*arguments)
+        except Exception:
+            _log.exception("%s: %s failed; the connection is reset", self.connection.id, self.application.name)
+            self.reset()
+
     def _read_all(self) -> None:
         """Take in what the kernel has acknowledged: bytes, and a FIN, which no count of unread bytes shows."""
         while not self._over and not self.stream.input_ended:
@@ -152,6 +180,11 @@ class LiveConnection:
     def over(self) -> bool:
         return self._over
 
+    @property
+    def protected(self) -> bool:
+        """Somebody else can take it over."""
+        return self._protected
+
     def expectation(self) -> Expectation:
         """What the judge may accept of the client now."""
         position = max(self.stream.map.acked, self.acked_position())
@@ -168,6 +201,15 @@ class LiveConnection:
             tsval=tcp.tsval,
         )
 
+    def hand_in(self) -> None:
+        """Take in what the kernel has acknowledged, have it stored, and abandon: another server goes on from here."""
+        self._read_all()
+        if self._over:
+            return
+        if self._checkpoint_scheduled:
+            self._checkpoint()
+        self.abandon()
+
     def abandon(self) -> None:
         """Give the connection up without a word: another server has it."""
         if self._over:
@@ -179,12 +221,16 @@ class LiveConnection:
     def _detach(self) -> None:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
-        if self._linger is not None:
-            self._linger.cancel()
+        for timer in (self._linger, self._room, *self._timers):
+            if timer is not None:
+                timer.cancel()
 
     def _finish(self) -> None:
         self._over = True
-        self.application.ended()
+        try:
+            self.application.ended()
+        except Exception:
+            _log.exception("%s: %s failed at its end", self.connection.id, self.application.name)
         for opened in self._objects.values():
             self._host.root.release(opened)
         self._objects.clear()
@@ -213,7 +259,9 @@ class LiveConnection:
         if data:
             stream.received += len(data)
             if not stream.closing:
-                self.application.received(data)
+                self._tell(self.application.received, data)
+            else:
+                self._discard(len(data))
         else:
             stream.input_ended = True
             self._loop.remove_reader(self._fd)
@@ -221,9 +269,15 @@ class LiveConnection:
                 self._watch_tail()
                 return
             if not stream.closing:
-                self.application.input_ended()
+                self._tell(self.application.input_ended)
         if not self._over:
             self.schedule_checkpoint()
+
+    def _discard(self, count: int) -> None:
+        """Input that nobody wants. Beyond a limit it stays in the kernel, and the client's window closes."""
+        self._discarded += count
+        if self._discarded > _DISCARD_BYTES:
+            self._loop.remove_reader(self._fd)
 
     # --- output: what the application calls ---
     def write(self, data: bytes) -> Seq:
@@ -255,6 +309,15 @@ class LiveConnection:
     def seq_of(self, identifier: str, offset: int) -> Seq:
         return self.stream.map.seq_of(identifier, offset)
 
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = self._loop.call_later(seconds, self._tell, callback)
+        if self._over:
+            timer.cancel()
+        now = self._loop.time()
+        self._timers = [old for old in self._timers if not old.cancelled() and old.when() > now]
+        self._timers.append(timer)
+        return timer
+
     def close(self) -> None:
         self.stream.closing = True
         self.schedule_checkpoint()
@@ -268,6 +331,30 @@ class LiveConnection:
     @property
     def unsent(self) -> int:
         return self.stream.map.end - self.stream.sent
+
+    @property
+    def unacknowledged(self) -> int:
+        try:
+            acked = self.acked_position() if not self._over else self.stream.map.acked
+        except OSError:  # the kernel has nothing of the connection any more
+            acked = self.stream.map.acked
+        return max(0, self.stream.map.end - max(acked, self.stream.map.acked))
+
+    def has_room(self) -> bool:
+        stream = self.stream
+        if stream.crowded:
+            stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
+        if not stream.crowded:
+            return True
+        if self._room is None:
+            self._room = self._loop.call_later(_ROOM_CHECK, self._look_for_room)
+        return False
+
+    def _look_for_room(self) -> None:
+        """No event tells when the client has acknowledged something."""
+        self._room = None
+        if self.stream.finished and self.has_room():
+            self._tell(self.application.drained)
 
     def _digest_known(self, old: ObjectRef, new: ObjectRef) -> None:
         if not self._over and self.stream.map.update_object(old, new):
@@ -376,7 +463,7 @@ class LiveConnection:
                 if self._closing_stored and not self._shut:
                     self._shut_down()
             elif sent_any:
-                self.application.drained()
+                self._tell(self.application.drained)
 
     def _shut_down(self) -> None:
         """All was said: FIN, with the mark. The checkpoint stays until the client has everything."""
@@ -387,26 +474,32 @@ class LiveConnection:
         except OSError:
             self._end()
             return
-        self._linger_until = self._loop.time() + _LINGER
-        if self.stream.input_ended:
-            self._watch_tail()
-        else:
-            self._linger = self._loop.call_later(_LINGER, self.reset)
+        self._tail = self._tail_left()
+        self._linger_until = self._loop.time() + (_STUCK if self._tail else _LINGER)
+        self._watch_tail()
+
+    def _tail_left(self) -> int:
+        """What the client has not acknowledged, the FIN included."""
+        try:
+            return 0 if repair.is_closed(self._sock) else repair.unacknowledged(self._sock)
+        except OSError:
+            return 0
 
     def _watch_tail(self) -> None:
-        """Both sides have ended; the client may still be acknowledging. No event tells when it has."""
+        """All was said. The client may still be acknowledging it, or not end its side; no event tells."""
         if self._linger is not None:
             self._linger.cancel()
-        try:
-            left = 0 if repair.is_closed(self._sock) else repair.unacknowledged(self._sock)
-        except OSError:
-            left = 0
-        if left == 0:
+        left, now = self._tail_left(), self._loop.time()
+        if left < self._tail:
+            self._linger_until = now + (_STUCK if left else _LINGER)
+            self._tail = left
+        if left == 0 and (self.stream.input_ended or repair.is_closed(self._sock)):
             self._end()
-        elif self._loop.time() >= self._linger_until:
+        elif now >= self._linger_until:
             self.reset()
         else:
-            self._linger = self._loop.call_later(_LINGER_CHECK, self._watch_tail)
+            check = _TAIL_CHECK if self.stream.input_ended else _IDLE_TAIL_CHECK
+            self._linger = self._loop.call_later(check, self._watch_tail)
 
 
 def refuse_quietly(sock: socket.socket) -> None:

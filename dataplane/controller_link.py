@@ -20,6 +20,7 @@ from state.messages import FromController, Hello, Message
 
 STORE_LIMIT = 0.25
 _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
+_CLOSE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class ControllerLink(asyncio.Protocol):
         self._reader = messages.FrameReader(from_agent=False)
         self._lost: asyncio.Future[bool] | None = None
         self._welcome = False
+        self._closing = False
         self._held: asyncio.Future[None] | None = None
         self._blocks: list[bytes] = []
         self._waiting: list[Callable[[], None]] = []
@@ -54,9 +56,9 @@ class ControllerLink(asyncio.Protocol):
         """Checkpoints that no controller stored in time."""
 
     async def run(self) -> None:
-        """Connect, and connect again whenever the connection is lost. Ends only by cancellation."""
+        """Connect, and connect again whenever the connection is lost. Ends by `close` or by cancellation."""
         failures = 0
-        while True:
+        while not self._closing:
             welcomed = False
             try:
                 await self._loop.create_connection(lambda: self, self._address.host, self._address.port)
@@ -112,6 +114,14 @@ class ControllerLink(asyncio.Protocol):
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(welcomed)
         self._orders.disconnected()
+
+    async def close(self) -> None:
+        """Say what waits to be said, and end; `run` ends too."""
+        self._closing = True
+        self.flush()
+        if self._transport is not None and self._lost is not None:
+            self._transport.close()
+            await asyncio.wait([self._lost], timeout=_CLOSE_SECONDS)
 
     def disconnect(self) -> None:
         if self._transport is not None:

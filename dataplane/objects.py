@@ -56,6 +56,8 @@ class DocumentRoot:
         """The object, counted as in use until `release`. Raises `ObjectMissing`; never leaves the root."""
         if "\0" in identifier or len(identifier) > 4096:
             raise ObjectMissing("no file has such a name")
+        if identifier.endswith("/"):
+            raise ObjectMissing(f"{identifier} names a folder")
         path = os.path.realpath(self.root + os.path.normpath("/" + identifier))
         if not path.startswith(self.root + "/"):
             raise ObjectMissing(f"{identifier} is outside the document root")
@@ -79,6 +81,11 @@ class DocumentRoot:
                 self._learn_digest(shared)
         shared.users += 1
         return shared
+
+    def again(self, opened: OpenObject) -> OpenObject:
+        """One user more of an object that is open."""
+        opened.users += 1
+        return opened
 
     def release(self, opened: OpenObject) -> None:
         """One user less; the file is closed after the last."""

@@ -154,6 +154,12 @@ class SequenceMap:
         return True
 
     @property
+    def crowd(self) -> tuple[int, int]:
+        """(extents, bytes) that a checkpoint must carry for this map: literal bytes and objects' identifiers."""
+        literal = sum(len(extent.literal) for extent in self._extents if extent.literal is not None)
+        return len(self._extents), literal + sum(len(ref.identifier) for ref in self._objects)
+
+    @property
     def extents(self) -> list[Extent]:
         return list(self._extents)
 

@@ -33,6 +33,13 @@ class Layer(Protocol):
         """Append this layer's section to the block."""
 
 
+class Timer(Protocol):
+    """What `Stream.call_later` returns."""
+
+    def cancel(self) -> None:
+        """Do not call back. Harmless when it has, or was cancelled before."""
+
+
 class Stream(Protocol):
     """What an application may do with its connection. All positions are of the send direction."""
 
@@ -48,6 +55,16 @@ class Stream(Protocol):
     def seq_of(self, identifier: str, offset: int) -> Seq:
         """The sequence number that a byte of an object has or will have (claim 22). Raises `MapError`."""
 
+    def has_room(self) -> bool:
+        """May more be planned now, or is so much unacknowledged that a checkpoint could outgrow its limits?
+
+        When it says no, `drained` is called once there is room.
+        """
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call back once, after so long. Timers are the connection's: its end cancels them, and none is taken over:
+        `Application.ready` starts them again."""
+
     def close(self) -> None:
         """Close in good order once everything planned was sent."""
 
@@ -57,6 +74,10 @@ class Stream(Protocol):
     @property
     def unsent(self) -> int:
         """Bytes planned and not yet handed to the kernel."""
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes planned that the client is not known to have."""
 
 
 class Application(ABC):
@@ -79,7 +100,10 @@ class Application(ABC):
 
     @abstractmethod
     def drained(self) -> None:
-        """Everything that was planned was handed to the kernel."""
+        """Everything that was planned was handed to the kernel, or there is room again (`Stream.has_room`)."""
+
+    def stopping(self) -> None:  # noqa: B027 - a protocol that ignores it is right, too
+        """The server is about to end: finish what is under way. What is not finished soon, a backup goes on with."""
 
     @abstractmethod
     def checkpoint(self, block: DataBlock) -> None:

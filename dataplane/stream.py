@@ -13,10 +13,12 @@ from dataplane.judge import Proof
 from dataplane.sequence import Seq
 from dataplane.sequence_map import SequenceMap
 from state.datablock import DataBlock
-from state.sections import STREAM, ObjectRef, StreamSection
+from state.sections import LIMIT_EXTENTS, STREAM, ObjectRef, StreamSection
 
 REFRESH_BYTES = 1 << 30
 """A new checkpoint at the latest after this many bytes: an ACK must stay within 2**31 of the last one."""
+_CROWD_EXTENTS = LIMIT_EXTENTS // 4
+_CROWD_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,12 @@ class ByteStream:
     def checkpointed(self, position: int) -> None:
         """A checkpoint covering everything below `position` is stored."""
         self.stored = max(self.stored, position)
+
+    @property
+    def crowded(self) -> bool:
+        """So much is unacknowledged that, with much more, a checkpoint could outgrow its limits."""
+        extents, size = self.map.crowd
+        return extents >= _CROWD_EXTENTS or size >= _CROWD_BYTES
 
     @property
     def finished(self) -> bool:

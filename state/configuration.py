@@ -19,6 +19,8 @@ from state.errors import ConfigurationError
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _MAC = re.compile(r"^([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
 PROTOCOLS = ("http",)
+LIMIT_HEADER_BYTES = 16 * 1024
+"""Longest request header that may be configured: what was read of one is part of each checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,27 @@ class Api:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What one agent takes on. Times are milliseconds."""
+
+    header_bytes: int = LIMIT_HEADER_BYTES
+    """A longer request header is answered with 431."""
+    header: int = 15_000
+    """A request header that is not complete so long after its first byte is answered with 408."""
+    idle: int = 120_000
+    """A connection on which no request has begun for so long is closed."""
+    send: int = 300_000
+    """A client that takes nothing of what is sent to it for so long is reset."""
+    connections: int = 16_384
+    """Further ones are reset when they are made. Connections that are taken over always find room."""
+    connections_per_client: int = 8_192
+    """The same for one client address."""
+    stop: int = 1_000
+    """How long responses that are under way may go on after SIGTERM before a backup goes on with them."""
+    access_log: bool = True
+
+
+@dataclass(frozen=True)
 class Configuration:
     switch: Switch
     agents: Address
@@ -94,6 +117,7 @@ class Configuration:
     state: str
     detection: Detection = field(default_factory=Detection)
     api: Api = field(default_factory=Api)
+    serving: Serving = field(default_factory=Serving)
 
     def server(self, name: str) -> Server | None:
         return next((server for server in self.servers if server.name == name), None)
@@ -222,7 +246,7 @@ def parse(text: str, file: str = "configuration") -> Configuration:
         line = f":{mark.line + 1}" if mark is not None else ""
         raise ConfigurationError([f"{file}{line}: not YAML: {getattr(error, 'problem', error)}"]) from None
     check = _Checker(file)
-    top = check.mapping(root, "", ("switch", "agents", "vips", "servers", "state"), ("detection", "api"))
+    top = check.mapping(root, "", ("switch", "agents", "vips", "servers", "state"), ("detection", "api", "serving"))
     configuration = Configuration(
         switch=_switch(check, top.get("switch")),
         agents=_agents(check, top.get("agents")),
@@ -231,6 +255,7 @@ def parse(text: str, file: str = "configuration") -> Configuration:
         state=_state(check, top.get("state")),
         detection=_detection(check, top.get("detection")),
         api=_api(check, top.get("api")),
+        serving=_serving(check, top.get("serving")),
     )
     if top:
         _check_together(check, top, configuration)
@@ -366,6 +391,32 @@ def _api(check: _Checker, node: yaml.Node | None) -> Api:
     return Api(
         check.listen(fields.get("listen"), "api.listen", Address("127.0.0.1", 8080)),
         check.text(token_file, "api.token_file", _is_path, "an absolute path") if token_file is not None else None,
+    )
+
+
+_SERVING = {
+    "header_bytes": ("header_bytes", 1024, LIMIT_HEADER_BYTES),
+    "header_ms": ("header", 100, 3_600_000),
+    "idle_ms": ("idle", 100, 86_400_000),
+    "send_ms": ("send", 1_000, 86_400_000),
+    "connections": ("connections", 1, 1_000_000),
+    "connections_per_client": ("connections_per_client", 1, 1_000_000),
+    "stop_ms": ("stop", 0, 3_600_000),
+}
+"""Field of the file: attribute, least and greatest value."""
+
+
+def _serving(check: _Checker, node: yaml.Node | None) -> Serving:
+    default = Serving()
+    if node is None:
+        return default
+    fields = check.mapping(node, "serving", (), (*_SERVING, "access_log"))
+    numbers = {
+        attribute: check.integer(fields.get(name), f"serving.{name}", low, high, getattr(default, attribute))
+        for name, (attribute, low, high) in _SERVING.items()
+    }
+    return Serving(
+        **numbers, access_log=check.boolean(fields.get("access_log"), "serving.access_log", default.access_log)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 
 _NICE = -15
 
@@ -17,6 +18,12 @@ def settle() -> None:
     raise_priority()
     gc.collect()
     gc.freeze()
+
+
+def allow_files() -> None:
+    """As many open files as the system permits: every connection is one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def raise_priority() -> None:

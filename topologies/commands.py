@@ -9,7 +9,7 @@ from typing import Any
 
 from topologies.record import LabError, Record
 
-HOWS = ("kill", "hang", "power", "link")
+HOWS = ("kill", "hang", "power", "link", "stop")
 
 
 def add(commands: Any) -> None:

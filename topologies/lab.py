@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import shutil
 import signal
@@ -33,10 +34,11 @@ from topologies.record import FOLDER, LabError, Record
 
 READY_SECONDS = 30.0
 _POLL_SECONDS = 0.01
+_STOP_MARGIN = 5.0
 _CONTROLLER = "10.255.0.1"
 _AGENTS_PORT = 6680
 _PORT_QUEUE_BYTES = 2 << 20
-HOWS = ("kill", "hang", "power", "link")
+HOWS = ("kill", "hang", "power", "link", "stop")
 _POWER_OFF = "add table inet off; add chain inet off o { type filter hook output priority -300; policy drop; }; \
 add chain inet off i { type filter hook prerouting priority -300; policy drop; }"
 
@@ -54,8 +56,11 @@ class Lab:
         state: str = "embedded",
         docroots: dict[str, str] | None = None,
         both: bool = False,
+        serving: dict[str, object] | None = None,
     ) -> None:
-        """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection."""
+        """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection.
+        `serving`: fields of the configuration's part of that name.
+        """
         if servers < 1 or clients < 1 or servers > 32 or clients > 32:
             raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
         if state != "embedded":
@@ -67,6 +72,7 @@ class Lab:
         self._make_objects = docroot is None
         self._docroots = docroots or {}
         self._both = both
+        self._serving = serving or {}
         self._config_file = config
         self._given = configuration_.load(config) if config is not None else None
         self._record = Record()
@@ -155,6 +161,7 @@ vips:
   - address: "{vip.VIP6}"
     services: [{services}]
 state: {{embedded: {FOLDER}/state.db}}
+serving: {json.dumps(self._serving)}
 servers:
 """
         for i, name in enumerate(names):
@@ -328,11 +335,14 @@ servers:
 
     # --- faults ---
     def fail(self, name: str, how: str = "kill") -> int:
-        """Make a server or the controller fail. Returns when it happened: nanoseconds, wall clock."""
+        """Make a server or the controller fail. Returns when it happened: nanoseconds, wall clock.
+
+        `stop` is no failure: SIGTERM, and the agent has ended in good order when this returns.
+        """
         if how not in HOWS:
             raise LabError(f"how must be one of {', '.join(HOWS)}, not {how!r}")
         process = self._processes.get(name)
-        if process is None or (name == "controller" and how in ("power", "link")):
+        if process is None or (name == "controller" and how in ("power", "link", "stop")):
             raise LabError(f"{name} cannot fail by {how}")
         if name in self._failed:
             raise LabError(f"{name} has failed already ({self._failed[name]}): heal it first")
@@ -343,11 +353,23 @@ servers:
         if how in ("kill", "power"):
             process.kill()
             process.wait()
+        elif how == "stop":
+            process.terminate()
+            self._wait_ended(name, process)
         elif how == "hang":
             process.send_signal(signal.SIGSTOP)
         else:
             _run(["ip", "link", "set", self._port(name), "down"])
         return when
+
+    def _wait_ended(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        limit = self.configuration.serving.stop / 1000 + _STOP_MARGIN
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"{name} has not ended {limit:.0f} s after SIGTERM") from None
+        if status != 0:
+            raise LabError(f"{name} ended with status {status}: see {FOLDER / name}.log")
 
     def heal(self, name: str) -> None:
         """Undo `fail`; returns when the server is up again."""

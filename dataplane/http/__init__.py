@@ -1,5 +1,9 @@
-"""HTTP/1.1 server of files (RFC 9110, 9112): `semantics` decides, `protocol` is the application on the stack."""
+"""HTTP/1.1 server of files (RFC 9110, 9112).
 
-from dataplane.http.protocol import HTTP, HttpApplication
+`protocol` is the application on the stack; what it answers is decided by pure functions: `semantics` (methods, targets,
+responses), `conditions` (preconditions) and `ranges`.
+"""
 
-__all__ = ["HTTP", "HttpApplication"]
+from dataplane.http.protocol import HTTP, HttpApplication, kind
+
+__all__ = ["HTTP", "HttpApplication", "kind"]

@@ -1,40 +1,51 @@
 """HTTP/1.1 as an application of the stack: h11 reads requests, the sequence map carries the responses.
 
-A response is two extents: its header, literal, and the object's bytes. Everything about it is planned in one turn, so
-that one checkpoint covers it, and the header that a backup sends again is the very same bytes. Input that was read and
-not yet answered is the protocol's own state: it was acknowledged, so only the checkpoint still has it.
+A response is its header, literal, and the object's bytes; with several ranges, literal part headers stand between
+them. Everything about it is planned in one turn, so that one checkpoint covers it, and what a backup sends again is
+the very same bytes. Input that was read and not yet answered is the protocol's own state: it was acknowledged, so only
+the checkpoint still has it.
+
+At any moment the connection waits for one of three things, each with its own limit of time:
+
+    START     the first byte of a request       then it is closed, in good order
+    REST      the rest of a request's header    then 408, and it is closed; more bytes do not prolong it
+    PROGRESS  the client to take what was planned  then it is reset, if it took nothing at all
+
+The limits begin anew where a backup goes on.
 """
 
 from __future__ import annotations
 
-import logging
-from email.utils import formatdate
+import enum
+import functools
+import ipaddress
+import time
+from collections.abc import Callable
 from typing import Annotated, cast
 
 import h11
 import msgspec
 
+from dataplane import access_log
 from dataplane.http import semantics
+from dataplane.http.conditions import http_date
 from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
-from dataplane.stack import Application, ApplicationKind, Stream
+from dataplane.stack import Application, ApplicationKind, Stream, Timer
+from state.configuration import LIMIT_HEADER_BYTES, Serving
 from state.datablock import DataBlock
-from state.errors import CheckpointRefused
 
 NAME = "http/1.1"
-_LIMIT_HEAD = 16 * 1024
 _LIMIT_AHEAD = 16
 """Responses planned and not yet sent: further requests wait."""
 
-_log = logging.getLogger(__name__)
-
 
 class HttpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    pending: Annotated[bytes, msgspec.Meta(max_length=4 * _LIMIT_HEAD)]
+    pending: Annotated[bytes, msgspec.Meta(max_length=4 * LIMIT_HEADER_BYTES)]
     """Input from the start of the first request that has no response yet."""
 
 
 class _Body:
-    """Stands for bytes that the kernel will send: h11 only counts them."""
+    """Stands for bytes that are planned apart: h11 only counts them."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -43,47 +54,74 @@ class _Body:
         return self._length
 
 
+class _Waits(enum.Enum):
+    START = "the first byte of a request"
+    REST = "the rest of a request"
+    PROGRESS = "the client to take what was planned"
+    NOTHING = "nothing"
+
+
 class HttpApplication(Application):
     name = NAME
 
-    def __init__(self, root: DocumentRoot) -> None:
+    def __init__(
+        self, root: DocumentRoot, limits: Serving | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock`: Unix time."""
         self._root = root
+        self._limits = limits or Serving()
+        self._clock = clock
         self._stream: Stream | None = None
-        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_LIMIT_HEAD)
+        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header_bytes)
         self._request: h11.Request | None = None
         self._ahead = 0
+        self._blocked = False
+        self._waits = _Waits.NOTHING
+        self._unacknowledged = 0
+        self._timer: Timer | None = None
+        self._stopping = False
         self._ended = False
 
     @classmethod
-    def unready(cls, root: DocumentRoot, block: DataBlock) -> HttpApplication:
+    def unready(
+        cls,
+        root: DocumentRoot,
+        block: DataBlock,
+        limits: Serving | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> HttpApplication:
         """From a checkpoint (claim 14). Nothing is parsed and nothing is sent before `ready`."""
         section = block.section(NAME, HttpSection)
-        application = cls(root)
+        application = cls(root, limits, clock)
         if section.pending:
-            try:
-                application._parser.receive_data(section.pending)
-            except h11.RemoteProtocolError as error:
-                raise CheckpointRefused("pending", str(error)) from None
+            application._parser.receive_data(section.pending)
         return application
 
     def opened(self, stream: Stream) -> None:
         self._stream = stream
+        self._watch()
 
     def ready(self, stream: Stream, position: int) -> None:
         self._stream = stream
         self._work()
 
     def checkpoint(self, block: DataBlock) -> None:
-        block.append(NAME, HttpSection(pending=b"" if self._ended else bytes(self._parser.trailing_data[0])))
+        block.append(NAME, HttpSection(pending=b"" if self._ended else self._unread))
+
+    @property
+    def _unread(self) -> bytes:
+        return bytes(self._parser.trailing_data[0])
 
     def received(self, data: bytes) -> None:
         if self._ended:
             return
-        self._parser.receive_data(data)
-        if len(self._parser.trailing_data[0]) > 2 * _LIMIT_HEAD:
-            self._refuse(431, "too many requests ahead")
-            return
+        if not self._unread and self._parser.their_state is h11.IDLE:
+            data = data.lstrip(b"\r\n")  # empty lines before a request are no error (RFC 9112 section 2.2)
+        if data:
+            self._parser.receive_data(data)
         self._work()
+        if not self._ended and len(self._unread) > 2 * LIMIT_HEADER_BYTES:
+            self._refuse(431, "too many requests ahead")
 
     def input_ended(self) -> None:
         if self._ended:
@@ -93,84 +131,182 @@ class HttpApplication(Application):
 
     def drained(self) -> None:
         self._ahead = 0
-        if not self._ended:
-            self._work()
+        self._work()
+
+    def stopping(self) -> None:
+        self._stopping = True
 
     def ended(self) -> None:
         self._stream = None
         self._ended = True
 
+    # --- time ---
+    def _watch(self) -> None:
+        """What is waited for may have changed. More input of the same request changes nothing."""
+        stream = self._stream
+        if stream is None:
+            return
+        if stream.unsent or self._blocked:
+            waits = _Waits.PROGRESS
+        elif self._ended:
+            waits = _Waits.NOTHING
+        else:
+            waits = _Waits.REST if self._unread else _Waits.START
+        if waits is not self._waits:
+            self._wait_for(waits)
+
+    def _wait_for(self, waits: _Waits) -> None:
+        assert self._stream is not None
+        self._waits = waits
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if waits is _Waits.PROGRESS:
+            self._unacknowledged = self._stream.unacknowledged
+        limits = self._limits
+        limit = {_Waits.START: limits.idle, _Waits.REST: limits.header, _Waits.PROGRESS: limits.send}.get(waits)
+        if limit is not None:
+            self._timer = self._stream.call_later(limit / 1000, self._late)
+
+    def _late(self) -> None:
+        """What was waited for has not come in time."""
+        stream = self._stream
+        if stream is None:
+            return
+        if self._waits is _Waits.REST:
+            self._refuse(408, "the request was not complete in time")
+        elif unacknowledged := stream.unacknowledged:
+            if self._waits is _Waits.PROGRESS and unacknowledged >= self._unacknowledged:
+                stream.reset()
+            else:
+                self._wait_for(_Waits.PROGRESS)
+        elif not self._ended:
+            if self._waits is _Waits.START:
+                self._close()
+            else:
+                self._waits = _Waits.NOTHING
+                self._watch()
+
+    # --- requests ---
     def _work(self) -> None:
-        """Answer every request that is complete."""
-        while not self._ended and self._ahead < _LIMIT_AHEAD:
+        """Answer every request that is complete, as far as there is room for answers."""
+        while not self._ended and self._stream is not None:
+            self._blocked = self._ahead >= _LIMIT_AHEAD or not self._stream.has_room()
+            if self._blocked:
+                break
+            before = len(self._unread)
             try:
                 event = self._parser.next_event()
             except h11.RemoteProtocolError as error:
-                self._refuse(error.error_status_hint, str(error))
-                return
+                self._refuse_unread(error)
+                break
             if isinstance(event, h11.Request):
-                self._request = event
-                if _has_body(event):
-                    self._refuse(413, "a request with a body is not accepted here")
-            elif isinstance(event, h11.Data):
-                self._refuse(413, "a request with a body is not accepted here")
+                self._asked(event, before - len(self._unread))
             elif isinstance(event, h11.EndOfMessage):
                 assert self._request is not None
                 self._respond(self._request)
             elif isinstance(event, h11.ConnectionClosed):
                 self._close()
             else:  # NEED_DATA or PAUSED
-                return
+                break
+        self._watch()
+
+    def _asked(self, request: h11.Request, size: int) -> None:
+        """A request's header of `size` bytes is there: is it one that may have an answer other than the end?"""
+        self._request = request
+        expected = [value.lower() for name, value in request.headers if name == b"expect"]
+        if size > self._limits.header_bytes:
+            self._refuse_length(414 if len(request.target) > self._limits.header_bytes // 2 else 431)
+        elif not request.http_version.startswith(b"1."):
+            self._refuse(505, "HTTP/1.1 is spoken here")
+        elif expected and expected != [b"100-continue"]:
+            self._refuse(417, "of expectations, only 100-continue is known")
+        elif _has_body(request):
+            # At once, without `100 Continue`: a client that waits for that need not send it.
+            self._refuse(413, "a request with a body is not accepted here")
+
+    def _refuse_unread(self, error: h11.RemoteProtocolError) -> None:
+        if error.error_status_hint == 431:
+            self._refuse_length(431 if b"\n" in self._unread else 414)
+        else:
+            self._refuse(error.error_status_hint, str(error))
+
+    def _refuse_length(self, status: int) -> None:
+        what = "target" if status == 414 else "header"
+        self._refuse(status, f"the request's {what} is too long: {self._limits.header_bytes} bytes of header may come")
 
     def _respond(self, request: h11.Request) -> None:
-        opened: OpenObject | None = None
-        path = semantics.path_of(request.target)
         if request.method not in (b"GET", b"HEAD"):
-            answer = semantics.refuse(405, "only GET and HEAD are served", [(b"Allow", b"GET, HEAD")])
-        elif path is None:
-            answer = semantics.refuse(400, "the request target is not a path")
-        else:
-            try:
-                opened = self._root.open(path)
-            except ObjectMissing as error:
-                answer = semantics.refuse(404, str(error))
-            else:
-                ref = opened.ref
-                file = semantics.File(ref.identifier, ref.size, ref.mtime_ns)
-                answer = semantics.answer(
-                    [(k, v) for k, v in request.headers if request.method == b"GET" or k != b"range"], file
-                )
-        self._plan(answer, opened, with_body=request.method != b"HEAD" and answer.status != 304)
+            self._plan(semantics.other_method(request.method))
+            return
+        path = semantics.path_of(request.target)
+        if path is None:
+            self._plan(semantics.refuse(400, "the request target is not a path"))
+            return
+        try:
+            opened = self._root.open(path)
+        except ObjectMissing:
+            self._plan(semantics.refuse(404, "there is no such object"))
+            return
+        ref = opened.ref
+        file = semantics.File(ref.identifier, ref.size, ref.mtime_ns, ref.digest)
+        fields = semantics.combined(request.headers)
+        self._plan(semantics.answer(request.method, fields, file, self._clock()), opened)
 
-    def _plan(self, answer: semantics.Answer, opened: OpenObject | None, *, with_body: bool) -> None:
-        stream = self._stream
+    # --- responses ---
+    def _plan(self, answer: semantics.Answer, opened: OpenObject | None = None, *, last: bool = False) -> None:
+        """Plan the whole response. Takes one use of `opened`. `last`: the connection ends with it."""
+        stream, request = self._stream, self._request
         assert stream is not None
         self._ahead += 1
-        headers = [(b"Date", formatdate(usegmt=True).encode()), (b"Server", b"takeover"), *answer.headers]
-        reason = _REASONS.get(answer.status, b"")
-        head = self._parser.send(h11.Response(status_code=answer.status, headers=headers, reason=reason)) or b""
-        if with_body and answer.literal:
-            head += self._parser.send(h11.Data(data=answer.literal)) or b""
-        if with_body and answer.length:
-            self._parser.send_with_data_passthrough(h11.Data(data=cast(bytes, _Body(answer.length))))
-        head += self._parser.send(h11.EndOfMessage()) or b""
-        stream.write(head)
-        if opened is not None and with_body and answer.length:
-            stream.send_object(opened, answer.offset, answer.length)
-        elif opened is not None:
+        self._request = None
+        self._waits = _Waits.NOTHING  # for its limit of time, this is progress
+        body = [] if request is not None and request.method == b"HEAD" else answer.body
+        length = answer.length if body else 0
+        self._write_log(request, answer.status, length)
+        literal = self._head(answer, length, last=last or self._stopping)
+        for part in body:
+            if isinstance(part, bytes):
+                literal += part
+                continue
+            assert opened is not None
+            stream.write(literal)
+            stream.send_object(self._root.again(opened), part.offset, part.length)
+            literal = b""
+            if self._ended:
+                break  # planning reset the connection
+        if opened is not None:
             self._root.release(opened)
         if self._ended:
-            return  # planning reset the connection
+            return
+        stream.write(literal)
         if self._parser.our_state is h11.DONE and self._parser.their_state is h11.DONE:
             self._parser.start_next_cycle()
         else:
             self._close()
 
+    def _head(self, answer: semantics.Answer, length: int, *, last: bool) -> bytes:
+        """The response's header; h11 then takes the message as sent."""
+        headers = [(b"Date", http_date(self._clock())), (b"Server", b"takeover"), *answer.headers]
+        if last:
+            headers.append((b"Connection", b"close"))
+        reason = _REASONS.get(answer.status, b"")
+        head = self._parser.send(h11.Response(status_code=answer.status, headers=headers, reason=reason)) or b""
+        if length:
+            self._parser.send_with_data_passthrough(h11.Data(data=cast(bytes, _Body(length))))
+        self._parser.send(h11.EndOfMessage())
+        return head
+
+    def _write_log(self, request: h11.Request | None, status: int, length: int) -> None:
+        assert self._stream is not None
+        asked = (request.method, request.target, request.http_version) if request is not None else None
+        client = str(ipaddress.ip_address(self._stream.connection.destination))
+        access_log.write(client, self._clock(), asked, status, length)
+
     def _refuse(self, status: int, sentence: str) -> None:
         """Answer with an error and close: what follows in the input cannot be trusted."""
         if self._parser.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            answer = semantics.refuse(status, sentence, [(b"Connection", b"close")])
-            self._plan(answer, None, with_body=True)
+            self._plan(semantics.refuse(status, sentence), last=True)
         if not self._ended:
             self._close()
 
@@ -178,24 +314,41 @@ class HttpApplication(Application):
         self._ended = True
         if self._stream is not None:
             self._stream.close()
+            self._watch()
 
 
 def _has_body(request: h11.Request) -> bool:
     framing = dict(request.headers)
-    return b"transfer-encoding" in framing or framing.get(b"content-length", b"0") != b"0"
+    return b"transfer-encoding" in framing or int(framing.get(b"content-length", b"0")) != 0
 
 
 _REASONS = {
     200: b"OK",
+    204: b"No Content",
     206: b"Partial Content",
     304: b"Not Modified",
     400: b"Bad Request",
     404: b"Not Found",
     405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    412: b"Precondition Failed",
     413: b"Content Too Large",
+    414: b"URI Too Long",
     416: b"Range Not Satisfiable",
+    417: b"Expectation Failed",
     431: b"Request Header Fields Too Large",
     501: b"Not Implemented",
+    505: b"HTTP Version Not Supported",
 }
 
-HTTP = ApplicationKind(NAME, HttpApplication, HttpApplication.unready)
+
+def kind(limits: Serving) -> ApplicationKind:
+    """The protocol with these limits."""
+    return ApplicationKind(
+        NAME,
+        functools.partial(HttpApplication, limits=limits),
+        functools.partial(HttpApplication.unready, limits=limits),
+    )
+
+
+HTTP = kind(Serving())

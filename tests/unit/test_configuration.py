@@ -13,6 +13,7 @@ from state.configuration import (
     Detection,
     Server,
     Service,
+    Serving,
     Switch,
     Vip,
     load,
@@ -56,6 +57,15 @@ detection:
 api:
   listen: 127.0.0.1:8090
   token_file: /etc/takeover/token
+serving:
+  header_bytes: 8192
+  header_ms: 5000
+  idle_ms: 60000
+  send_ms: 90000
+  connections: 1000
+  connections_per_client: 10
+  stop_ms: 0
+  access_log: false
 """
 
 
@@ -93,7 +103,13 @@ def test_the_example_is_read_as_it_is_written() -> None:
         state="/var/lib/takeover/state.db",
         detection=Detection(10, 50, 1500),
         api=Api(Address("127.0.0.1", 8090), "/etc/takeover/token"),
+        serving=Serving(8192, 5000, 60_000, 90_000, 1000, 10, 0, access_log=False),
     )
+
+
+def test_the_shipped_example_is_valid_and_its_defaults_are_the_defaults() -> None:
+    shipped = load(Path(__file__).parents[2] / "docs" / "takeover.example.yaml")
+    assert (shipped.detection, shipped.api, shipped.serving) == (Detection(), Api(), Serving())
 
 
 def test_what_may_be_left_out_has_defaults() -> None:
@@ -101,6 +117,7 @@ def test_what_may_be_left_out_has_defaults() -> None:
     configuration = parse(text.replace("    mac: 02:00:00:00:01:00\n", ""))
     assert configuration.detection == Detection(heartbeat=20, timeout=100, proof=2000)
     assert configuration.api == Api(Address("127.0.0.1", 8080), None)
+    assert configuration.serving == Serving(16_384, 15_000, 120_000, 300_000, 16_384, 8_192, 1_000, access_log=True)
     (vip,) = configuration.vips
     assert (vip.affinity, vip.slots) == ("connection", 64)
 
@@ -172,6 +189,22 @@ def test_listening_addresses_may_be_ipv6() -> None:
         ("proof_ms: 1500", "proof_ms: 99", "c.yaml:32: detection.proof_ms: "),
         ("token_file: /etc/takeover/token", "token_file: token", "c.yaml:35: api.token_file: "),
         ("name: web1", "name: web1\n    name: web1", "c.yaml:19: servers[0].name: given twice"),
+        (
+            "header_bytes: 8192",
+            "header_bytes: 16385",
+            "c.yaml:37: serving.header_bytes: '16385' is not a number from 1",
+        ),
+        ("header_ms: 5000", "header_ms: 0", "c.yaml:38: serving.header_ms: "),
+        ("idle_ms: 60000", "idle_ms: never", "c.yaml:39: serving.idle_ms: "),
+        ("send_ms: 90000", "send_ms: -1", "c.yaml:40: serving.send_ms: "),
+        ("connections: 1000", "connections: 0", "c.yaml:41: serving.connections: "),
+        (
+            "connections_per_client: 10",
+            "connections_per_client: [10]",
+            "c.yaml:42: serving.connections_per_client: must",
+        ),
+        ("stop_ms: 0", "stop: 0", "c.yaml:43: serving.stop: unknown field; known are header_bytes, header_ms"),
+        ("access_log: false", "access_log: no", "c.yaml:44: serving.access_log: 'no' is not true or false"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_its_path(old: str, new: str, problem: str) -> None:

@@ -1,0 +1,68 @@
+"""Who is let in: bounds on the number of connections, and a door that shuts without a word.
+
+The bounds are for connections that clients make. One that is taken over has been let in already, by the server that
+died: it is counted and always finds room, so the bound stays below what the process may open.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import socket
+import struct
+from collections import Counter
+
+_DESCRIPTORS_KEPT = 512
+"""For files, the control connection, and connections that are taken over beyond the bound."""
+_SO_ATTACH_FILTER = 26
+_RET = 0x06  # linux/bpf_common.h
+
+TOO_MANY = "too many connections"
+TOO_MANY_OF_ONE = "too many connections of one client"
+
+
+class Admission:
+    """Counts connections, altogether and by client address."""
+
+    def __init__(self, connections: int, per_client: int) -> None:
+        self._limit = connections
+        self._limit_client = per_client
+        self._clients: Counter[bytes] = Counter()
+        self._count = 0
+        self.refused: Counter[str] = Counter()
+
+    def refusal(self, client: bytes) -> str | None:
+        """Why one more connection of this client is not let in (and counted); None when it is."""
+        if self._count >= self._limit:
+            reason = TOO_MANY
+        elif self._clients.get(client, 0) >= self._limit_client:
+            reason = TOO_MANY_OF_ONE
+        else:
+            return None
+        self.refused[reason] += 1
+        return reason
+
+    def entered(self, client: bytes) -> None:
+        self._count += 1
+        self._clients[client] += 1
+
+    def left(self, client: bytes) -> None:
+        self._count -= 1
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+
+
+def within_descriptors(connections: int) -> int:
+    """That many connections, or as many as this process may have files open for."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return connections if limit == resource.RLIM_INFINITY else max(1, min(connections, limit - _DESCRIPTORS_KEPT))
+
+
+def shut(listener: socket.socket) -> None:
+    """From now on the kernel drops what is sent to this listening socket: no SYN ACK, and no RST either.
+
+    A client repeats its SYN after a second, and reaches whoever serves the address then.
+    """
+    code = ctypes.create_string_buffer(struct.pack("HBBI", _RET, 0, 0, 0))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(code)))
