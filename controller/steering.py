@@ -6,7 +6,8 @@
     table 2  homes       the same bits in the other direction -> metadata = home
     table 3  fence       (home, port of its owner) -> 4; everything else that claims to be the VIP is dropped, counted
     table 4  close gate  FIN and RST pass only with the close mark; unmarked ones go to the controller, metered
-    table 5  advertise   second half of the answer to a neighbour solicitation
+    table 5  neighbours  solicitations for a VIP, advertisements of a VIP; what is not about one -> NORMAL
+    table 6  advertise   second half of the answer to a neighbour solicitation
 
 A takeover is one atomic bundle of three messages per home (`hand_over`): the group's bucket, and the permit of table 3
 withdrawn from the old owner and given to the new one. Its cost does not depend on the number of connections.
@@ -34,7 +35,7 @@ COOKIE_LATE = COOKIE | 1
 COOKIE_GATE = COOKIE | 2
 """FIN and RST without the close mark."""
 
-ADMISSION, SLOTS, HOMES, FENCE, GATE, ADVERTISE = range(6)
+ADMISSION, SLOTS, HOMES, FENCE, GATE, NEIGHBOURS, ADVERTISE = range(7)
 _GATE_METER = 1
 _GATE_PACKETS_PER_SECOND = 20_000
 _GROUP_ADD_OR_MOD = 0x8000  # OVS: OFPGC11_ADD_OR_MOD
@@ -59,6 +60,7 @@ class _Family:
 
 
 _FAMILIES = {4: _Family(0x0800, "ipv4_src", "ipv4_dst", 1), 6: _Family(0x86DD, "ipv6_src", "ipv6_dst", 58)}
+_NEIGHBOUR = {"eth_type": _FAMILIES[6].eth_type, "ip_proto": _FAMILIES[6].icmp, "icmpv6_code": 0}
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,19 @@ def meter() -> list[Message]:
 
 def static(configuration: Configuration) -> list[Message]:
     """What depends on the configuration alone."""
-    flows = [_flow(ADMISSION, 0, {}, [_apply(_output(OFP.OFPP_NORMAL))])]
+    flows = [_flow(table, 0, {}, [_apply(_output(OFP.OFPP_NORMAL))]) for table in (ADMISSION, NEIGHBOURS)]
+    for kind in (_SOLICITATION, _ADVERTISEMENT):
+        flows.append(_flow(ADMISSION, 300, {**_NEIGHBOUR, "icmpv6_type": kind}, [_goto(NEIGHBOURS)]))
     for vip in configuration.vips:
         family = _FAMILIES[vip.version]
+        to_vip = {"eth_type": family.eth_type, family.destination: vip.address}
         flows += _arp(vip) if vip.version == 4 else _neighbour_discovery(vip)
         flows += [
-            _flow(ADMISSION, 200, {"eth_type": family.eth_type, family.destination: vip.address}, [_goto(SLOTS)]),
+            # The MAC first: else packets *from* the VIP are compared with its address, too, and the switch caches them
+            # by client, not by slot. (Of IPv4 addresses it compares but the bits that matter, by its own default.)
+            _flow(ADMISSION, 210, {**to_vip, "eth_dst": vip.mac}, [_goto(SLOTS)]),
             _flow(ADMISSION, 200, {"eth_type": family.eth_type, family.source: vip.address}, [_goto(HOMES)]),
+            _flow(ADMISSION, 190, to_vip, [_goto(SLOTS)]),
         ]
     flows += [
         _flow(SLOTS, 0, {}, []),
@@ -172,9 +180,8 @@ def _neighbour_discovery(vip: Vip) -> list[Message]:
     its type was changed it has to go through a table again. A host that is about to take the VIP for its own asks from
     the unspecified address (RFC 4862, 5.4.3): it is told, as all nodes, that the address is in use.
     """
-    neighbour = {"eth_type": _FAMILIES[6].eth_type, "ip_proto": _FAMILIES[6].icmp, "icmpv6_code": 0}
-    solicitation = {**neighbour, "icmpv6_type": _SOLICITATION}
-    advertisement = {**neighbour, "icmpv6_type": _ADVERTISEMENT, "ipv6_nd_target": vip.address}
+    solicitation = {**_NEIGHBOUR, "icmpv6_type": _SOLICITATION}
+    advertisement = {**_NEIGHBOUR, "icmpv6_type": _ADVERTISEMENT, "ipv6_nd_target": vip.address}
     answer = [
         PARSER.OFPActionSetField(eth_src=vip.mac),
         PARSER.OFPActionSetField(ipv6_src=vip.address),
@@ -196,10 +203,10 @@ def _neighbour_discovery(vip: Vip) -> list[Message]:
     target = [PARSER.OFPActionSetField(ipv6_nd_tll=vip.mac), _output(OFP.OFPP_IN_PORT)]
     asked = {**solicitation, "ipv6_nd_target": vip.address}
     return [
-        _flow(ADMISSION, 310, {**asked, "ipv6_src": "::"}, [_apply(*to_all), _goto(ADVERTISE)]),
-        _flow(ADMISSION, 300, asked, [_apply(*to_asker), _goto(ADVERTISE)]),
-        _flow(ADMISSION, 250, {**solicitation, "ipv6_src": vip.address}, []),
-        _flow(ADMISSION, 250, advertisement, []),
+        _flow(NEIGHBOURS, 300, {**asked, "ipv6_src": "::"}, [_apply(*to_all), _goto(ADVERTISE)]),
+        _flow(NEIGHBOURS, 200, asked, [_apply(*to_asker), _goto(ADVERTISE)]),
+        _flow(NEIGHBOURS, 100, {**solicitation, "ipv6_src": vip.address}, []),
+        _flow(NEIGHBOURS, 100, advertisement, []),
         _flow(ADVERTISE, 100, advertisement, [_apply(*target)]),
     ]
 

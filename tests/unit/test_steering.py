@@ -134,6 +134,17 @@ def test_a_home_without_an_attached_owner_drops_both_ways(family: tuple[str, str
         assert len(switch.from_server(owner, client_port)) == (owner == "s2")
 
 
+@pytest.mark.parametrize("to_its_mac", [True, False])
+def test_what_is_for_the_vip_takes_its_slots_way_whichever_mac_it_is_sent_to(switch: Switch, to_its_mac: bool) -> None:
+    (mac,) = [vip.mac for vip in switch.configuration.vips if vip.address == switch.vip]
+    packet = {**switch.to_vip(40_000), "eth_dst": mac if to_its_mac else ATTACHED["s3"].mac}
+    owner = switch.owner(40_000)
+    assert owner != "s3"
+    assert switch.table.send(packet, CLIENT_PORT) == [
+        Leaving(SERVERS[owner], {**packet, "eth_dst": ATTACHED[owner].mac})
+    ]
+
+
 # --- the fence ---
 def test_only_the_owners_answer_leaves(switch: Switch) -> None:
     for client_port in EVERY_SLOT:
