@@ -244,8 +244,9 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
     to_vip = {"eth_type": family.eth_type, family.destination: vip.address}
     from_vip = {"eth_type": family.eth_type, family.source: vip.address}
     flows = []
-    to_home = [_apply(PARSER.OFPActionGroup(group))]
-    from_home = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
+    to_home = [_apply(*_consult(_ETH_DST), PARSER.OFPActionGroup(group))]
+    to_fence = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
+    from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP, _FIN_BIT, _RST_BIT)), *to_fence]
     for service in vip.services:
         ingress, egress = _slot_keys(vip, number)
         to_service = {**to_vip, "ip_proto": _TCP, "tcp_dst": service.port, **ingress}
@@ -254,8 +255,26 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
         flows.append(_flow(HOMES, 100, from_service, from_home))
     if number == 0:  # ping and path-MTU errors go to whoever has the first slot
         flows.append(_flow(SLOTS, 50, {**to_vip, "ip_proto": family.icmp}, to_home))
-        flows.append(_flow(HOMES, 50, {**from_vip, "ip_proto": family.icmp}, from_home))
+        consulted = _apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP))
+        flows.append(_flow(HOMES, 50, {**from_vip, "ip_proto": family.icmp}, [consulted, *to_fence]))
     return flows
+
+
+_ETH_DST, _ETH_SRC, _DSCP = ("eth_dst", 0, 48), ("eth_src", 0, 48), ("ip_dscp", 0, 6)
+_FIN_BIT, _RST_BIT = ("tcp_flags", 0, 1), ("tcp_flags", 2, 1)
+
+
+def _consult(*fields: tuple[str, int, int]) -> list[Any]:
+    """Actions that look at (field, first bit, bits) and change nothing: into a register that nobody reads.
+
+    Every path of a packet must consult the same fields, whether it ends in a drop or not. Else the entries that the
+    switch caches for them overlap, and Open vSwitch 3.1 may change the wrong one: a server's packets were dropped for
+    as long as they came, though its fence had been lifted (`docs/decisions/008-one-mask.md`).
+    """
+    return [
+        PARSER.NXActionRegMove(src_field=field, dst_field="xxreg0", n_bits=bits, src_ofs=first)
+        for field, first, bits in fields
+    ]
 
 
 def _slot_keys(vip: Vip, number: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -86,6 +86,8 @@ class Flow:
 class FlowTable:
     flows: dict[tuple[Any, ...], Flow] = field(default_factory=dict)
     groups: dict[int, Any] = field(default_factory=dict)
+    consulted: set[str] = field(default_factory=set)
+    """Fields of the last packet sent that decided its way: those that the switch's cache would match on."""
 
     # --- what the controller says ---
     def apply(self, messages: Iterable[Any]) -> None:
@@ -130,6 +132,9 @@ class FlowTable:
             if isinstance(instruction, PARSER.OFPInstructionGotoTable) and instruction.table_id <= mod.table_id:
                 raise SwitchRefused("goto goes to later tables only")
             for action in getattr(instruction, "actions", []):
+                if isinstance(action, PARSER.NXActionRegMove):
+                    _check_prerequisite(action.src_field, match)
+                    _check_prerequisite(action.dst_field, match)
                 if isinstance(action, PARSER.OFPActionGroup) and action.group_id not in self.groups:
                     raise SwitchRefused(f"there is no group {action.group_id}")
                 if isinstance(action, PARSER.OFPActionSetField):
@@ -152,6 +157,7 @@ class FlowTable:
         """Everything that leaves because this packet came in."""
         packet, metadata, table = dict(packet), 0, 0
         leaving: list[Leaving] = []
+        self.consulted = set()
         while table is not None:
             flow = self._lookup(table, {**_numbers(packet), "in_port": in_port, "metadata": metadata})
             if flow is None:
@@ -176,6 +182,9 @@ class FlowTable:
             return None
         highest = max(flow.priority for flow in found)
         best = [flow for flow in found if flow.priority == highest]
+        for flow in self.flows.values():
+            if flow.table == table and flow.priority >= highest:
+                self.consulted |= flow.match.keys() - {"in_port", "metadata"}
         assert len(best) == 1 or len({flow.text for flow in best}) == 1, f"which of these wins is undefined: {best}"
         return best[0]
 
@@ -183,13 +192,18 @@ class FlowTable:
         leaving: list[Leaving] = []
         for action in actions:
             if isinstance(action, PARSER.OFPActionSetField):
+                self.consulted.add(action.key)
                 packet[action.key] = action.value
             elif isinstance(action, PARSER.NXActionRegMove):
-                packet[action.dst_field] = packet[action.src_field]
+                self.consulted.add(action.src_field)
+                if not action.dst_field.startswith("xxreg"):
+                    packet[action.dst_field] = packet[action.src_field]
             elif isinstance(action, PARSER.OFPActionGroup):
                 for bucket in self.groups[action.group_id].buckets:
                     leaving += self._act(bucket.actions, dict(packet), in_port)
             elif isinstance(action, PARSER.OFPActionOutput):
+                if action.port == OFP.OFPP_NORMAL:  # learns one address and looks the other up
+                    self.consulted |= {"eth_src", "eth_dst"}
                 if action.port != in_port:  # OpenFlow sends nothing back unless IN_PORT says so
                     leaving.append(Leaving(_port(action.port, in_port), dict(packet)))
             else:
