@@ -21,8 +21,12 @@ TOO_MANY = "too many connections"
 TOO_MANY_OF_ONE = "too many connections of one client"
 
 
+_HOST_OF_IPV6 = 8
+"""A host can have as many IPv6 addresses as it likes within one prefix of 64 bits (RFC 7934): they count as one."""
+
+
 class Admission:
-    """Counts connections, altogether and by client address."""
+    """Counts connections, altogether and by client: an IPv4 address, or the /64 of an IPv6 address."""
 
     def __init__(self, connections: int, per_client: int) -> None:
         self._limit = connections
@@ -35,7 +39,7 @@ class Admission:
         """Why one more connection of this client is not let in (and counted); None when it is."""
         if self._count >= self._limit:
             reason = TOO_MANY
-        elif self._clients.get(client, 0) >= self._limit_client:
+        elif self._clients.get(_host(client), 0) >= self._limit_client:
             reason = TOO_MANY_OF_ONE
         else:
             return None
@@ -44,13 +48,18 @@ class Admission:
 
     def entered(self, client: bytes) -> None:
         self._count += 1
-        self._clients[client] += 1
+        self._clients[_host(client)] += 1
 
     def left(self, client: bytes) -> None:
         self._count -= 1
-        self._clients[client] -= 1
-        if not self._clients[client]:
-            del self._clients[client]
+        host = _host(client)
+        self._clients[host] -= 1
+        if not self._clients[host]:
+            del self._clients[host]
+
+
+def _host(client: bytes) -> bytes:
+    return client if len(client) == 4 else client[:_HOST_OF_IPV6]
 
 
 def within_descriptors(connections: int) -> int:

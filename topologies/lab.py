@@ -28,7 +28,7 @@ from typing import Any
 
 from controller.cli import ApiFailed, fetch, fetch_all
 from state import configuration as configuration_
-from state.configuration import Configuration
+from state.configuration import Configuration, Vip
 from topologies import objects, record
 from topologies.record import FOLDER, LabError, Record
 
@@ -419,15 +419,8 @@ servers:
         return fetch_all(self.api, "/v1/takeovers")
 
     def vips(self) -> dict[str, str]:
-        """The VIPs by their names in every host: `vip`, `vip2`, ... on IPv4 and `vip6`, `vip6-2`, ... on IPv6.
-
-        Where all are on IPv6, `vip` names the first of them, too.
-        """
-        names: dict[str, str] = {}
-        for version, first, further in ((4, "vip", "vip"), (6, "vip6", "vip6-")):
-            of_version = [vip.address for vip in self.configuration.vips if vip.version == version]
-            names |= {first if i == 1 else f"{further}{i}": address for i, address in enumerate(of_version, 1)}
-        return {"vip": self.configuration.vips[0].address, **names}
+        """Addresses of the VIPs by their names in every host, see `vip_names`."""
+        return vip_names(self.configuration.vips)
 
     def address(self, host: str, version: int = 4) -> str:
         """A host's own address on the VIPs' network."""
@@ -471,6 +464,18 @@ def _deep_port_queues() -> Iterator[None]:
         yield
     finally:
         setting.write_text(before)
+
+
+def vip_names(vips: Sequence[Vip]) -> dict[str, str]:
+    """Addresses by names: `vip`, `vip2`, ... on IPv4 and `vip6`, `vip6-2`, ... on IPv6.
+
+    Where all are on IPv6, `vip` names the first of them, too.
+    """
+    names: dict[str, str] = {}
+    for version, first, further in ((4, "vip", "vip"), (6, "vip6", "vip6-")):
+        of_version = [vip.address for vip in vips if vip.version == version]
+        names |= {first if i == 1 else f"{further}{i}": address for i, address in enumerate(of_version, 1)}
+    return {"vip": vips[0].address, **names}
 
 
 def _silence(link: str) -> None:

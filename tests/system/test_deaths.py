@@ -34,9 +34,10 @@ def _late_packets(lab: Lab) -> int:
     return int(late.split("n_packets=")[1].split(",")[0])
 
 
+@pytest.mark.parametrize("vip", ["vip", "vip6"])
 @pytest.mark.parametrize("how", ["kill", "hang", "power", "link"])
-def test_each_death_is_detected_by_its_own_means_and_survived(lab: Lab, how: str) -> None:
-    curl = download(lab, "c1")
+def test_each_death_is_detected_by_its_own_means_and_survived(lab: Lab, how: str, vip: str) -> None:
+    curl = download(lab, "c1", vip=vip)
     assert curl.wait_for(32 << 20)
     owner = lab.connections()[0]["server"]
     incarnation = lab.connections()[0]["checkpoint"]["incarnation"]

@@ -31,6 +31,21 @@ def test_connections_are_let_in_up_to_the_bounds() -> None:
     assert door.refused == {TOO_MANY: 1, TOO_MANY_OF_ONE: 1}
 
 
+def test_addresses_of_one_ipv6_prefix_are_one_client_and_ipv4_addresses_are_not() -> None:
+    door = Admission(9, 2)
+    here = [bytes.fromhex("20010db8000000010000000000000001"), bytes.fromhex("20010db800000001ffffffffffffffff")]
+    there = bytes.fromhex("20010db8000000020000000000000001")
+    for client in (*here, A):
+        assert door.refusal(client) is None
+        door.entered(client)
+    assert door.refusal(here[0]) == TOO_MANY_OF_ONE
+    for client in (there, A, B):
+        assert door.refusal(client) is None
+    for client in here:
+        door.left(client)
+    assert door.refusal(here[0]) is None
+
+
 def test_what_was_taken_over_counts_and_may_exceed_the_bounds() -> None:
     door = Admission(2, 1)
     for _ in range(5):
