@@ -178,8 +178,9 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
     vip, home = configuration.vips[v], ownership.home[slot_]
     group = group_id(configuration, home)
     flows = []
-    to_home = [_apply(PARSER.OFPActionGroup(group))]
-    from_home = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
+    to_home = [_apply(*_consult(_ETH_DST), PARSER.OFPActionGroup(group))]
+    to_fence = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
+    from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP, _FIN_BIT, _RST_BIT)), *to_fence]
     for service in vip.services:
         tcp = {"eth_type": _IP, "ip_proto": _TCP}
         ingress, egress = _slot_keys(vip, number)
@@ -188,8 +189,26 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
     if number == 0:  # ping and path-MTU errors go to whoever has the first slot
         icmp = {"eth_type": _IP, "ip_proto": _ICMP}
         flows.append(_flow(SLOTS, 50, {**icmp, "ipv4_dst": vip.address}, to_home))
-        flows.append(_flow(HOMES, 50, {**icmp, "ipv4_src": vip.address}, from_home))
+        consulted = _apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP))
+        flows.append(_flow(HOMES, 50, {**icmp, "ipv4_src": vip.address}, [consulted, *to_fence]))
     return flows
+
+
+_ETH_DST, _ETH_SRC, _DSCP = ("eth_dst", 0, 48), ("eth_src", 0, 48), ("ip_dscp", 0, 6)
+_FIN_BIT, _RST_BIT = ("tcp_flags", 0, 1), ("tcp_flags", 2, 1)
+
+
+def _consult(*fields: tuple[str, int, int]) -> list[Any]:
+    """Actions that look at (field, first bit, bits) and change nothing: into a register that nobody reads.
+
+    Every path of a packet must consult the same fields, whether it ends in a drop or not. Else the entries that the
+    switch caches for them overlap, and Open vSwitch 3.1 may change the wrong one: a server's packets were dropped for
+    as long as they came, though its fence had been lifted (`docs/decisions/008-one-mask.md`).
+    """
+    return [
+        PARSER.NXActionRegMove(src_field=field, dst_field="xxreg0", n_bits=bits, src_ofs=first)
+        for field, first, bits in fields
+    ]
 
 
 def _slot_keys(vip: Vip, number: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -70,6 +70,8 @@ class Flow:
 class FlowTable:
     flows: dict[tuple[Any, ...], Flow] = field(default_factory=dict)
     groups: dict[int, Any] = field(default_factory=dict)
+    consulted: set[str] = field(default_factory=set)
+    """Fields of the last packet sent that decided its way: those that the switch's cache would match on."""
 
     # --- what the controller says ---
     def apply(self, messages: Iterable[Any]) -> None:
@@ -116,6 +118,10 @@ class FlowTable:
             if isinstance(instruction, PARSER.OFPInstructionGotoTable) and instruction.table_id <= mod.table_id:
                 raise SwitchRefused("goto goes to later tables only")
             for action in getattr(instruction, "actions", []):
+                if isinstance(action, PARSER.NXActionRegMove):
+                    needs = _PREREQUISITES.get(action.src_field.split("_")[0])
+                    if needs is not None and match.get(needs[0], (None,))[0] != needs[1]:
+                        raise SwitchRefused(f"a move of {action.src_field} needs {needs[0]}={needs[1]}")
                 if isinstance(action, PARSER.OFPActionGroup) and action.group_id not in self.groups:
                     raise SwitchRefused(f"there is no group {action.group_id}")
         if mod.idle_timeout or mod.hard_timeout:
@@ -135,6 +141,7 @@ class FlowTable:
         """Everything that leaves because this packet came in."""
         packet, metadata, table = dict(packet), 0, 0
         leaving: list[Leaving] = []
+        self.consulted = set()
         while table is not None:
             flow = self._lookup(table, {**_numbers(packet), "in_port": in_port, "metadata": metadata})
             if flow is None:
@@ -159,6 +166,9 @@ class FlowTable:
             return None
         highest = max(flow.priority for flow in found)
         best = [flow for flow in found if flow.priority == highest]
+        for flow in self.flows.values():
+            if flow.table == table and flow.priority >= highest:
+                self.consulted |= flow.match.keys() - {"in_port", "metadata"}
         assert len(best) == 1 or len({flow.text for flow in best}) == 1, f"which of these wins is undefined: {best}"
         return best[0]
 
@@ -166,13 +176,18 @@ class FlowTable:
         leaving: list[Leaving] = []
         for action in actions:
             if isinstance(action, PARSER.OFPActionSetField):
+                self.consulted.add(action.key)
                 packet[action.key] = action.value
             elif isinstance(action, PARSER.NXActionRegMove):
-                packet[action.dst_field] = packet[action.src_field]
+                self.consulted.add(action.src_field)
+                if not action.dst_field.startswith("xxreg"):
+                    packet[action.dst_field] = packet[action.src_field]
             elif isinstance(action, PARSER.OFPActionGroup):
                 for bucket in self.groups[action.group_id].buckets:
                     leaving += self._act(bucket.actions, dict(packet), in_port)
             elif isinstance(action, PARSER.OFPActionOutput):
+                if action.port == OFP.OFPP_NORMAL:  # learns one address and looks the other up
+                    self.consulted |= {"eth_src", "eth_dst"}
                 if action.port != in_port:  # OpenFlow sends nothing back unless IN_PORT says so
                     leaving.append(Leaving(_port(action.port, in_port), dict(packet)))
             else:
