@@ -25,6 +25,7 @@ from dataplane.controller_link import ControllerLink
 from dataplane.http import HTTP
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
+from dataplane.prover import Patience, key_of
 from dataplane.proving import Proving
 from dataplane.sentinel import Sentinel
 from dataplane.sequence_map import SequenceMap
@@ -160,9 +161,7 @@ class Agent:
     def ended(self, connection: LiveConnection) -> None:
         if self._connections.get(connection.connection) is connection:
             del self._connections[connection.connection]
-        if not self._closed:
-            self._loop.call_soon(self._tell_closed)
-        self._closed.append(connection.connection.id)
+        self.over(connection.connection.id)
 
     def _tell_closed(self) -> None:
         closed, self._closed = self._closed, []
@@ -232,16 +231,25 @@ class Agent:
         self._sentinel.live(self.incarnation)
 
     # --- backup.Adopter ---
+    def over(self, connection: str) -> None:
+        if not self._closed:
+            self._loop.call_soon(self._tell_closed)
+        self._closed.append(connection)
+
     def _resume(self, order: messages.Resume) -> None:
         self.epoch = max(self.epoch, order.epoch)
-        limit = self._configuration.detection.proof / 1000
+        detection = self._configuration.detection
+        patience = Patience(detection.proof / 1000, detection.silence / 1000)
         unready = self._unready.take(order.owner)
         # After its own restart the controller may not know yet that some were adopted here already.
         adopted = [entry for entry in unready if entry.header.connection in self._connections]
         for entry in adopted:
             unready.remove(entry)
             self._unready.release(entry)
-        takeover = Takeover(order.takeover, self, self, self._proving, unready, limit)
+        for entry in unready:
+            for earlier in self._takeovers.values():
+                earlier.yield_up(key_of(entry.expected))  # still waiting; the controller's last life had ordered it
+        takeover = Takeover(order.takeover, self, self, self._proving, unready, patience)
         self._takeovers[order.takeover] = takeover
         takeover.begin(already=[entry.header.connection.id for entry in adopted])
 

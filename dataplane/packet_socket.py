@@ -10,6 +10,7 @@ import ctypes
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 
 ETH_P_IP = 0x0800
 _SO_ATTACH_FILTER = 26
@@ -18,35 +19,48 @@ _RECEIVE_BUFFER = 16 * 1024 * 1024
 
 _Instruction = tuple[int, int, int, int]
 # linux/bpf_common.h
-_LD_B_ABS, _LD_H_ABS, _LD_W_ABS, _LDX_MSH, _LD_H_IND, _LD_B_IND = 0x30, 0x28, 0x20, 0xB1, 0x48, 0x50
+_LD_B_ABS, _LD_W_ABS, _LDX_MSH, _LD_H_IND, _LD_B_IND = 0x30, 0x20, 0xB1, 0x48, 0x50
 _JEQ, _JGE, _RSH, _AND, _RET = 0x15, 0x35, 0x74, 0x54, 0x06
+_ACCEPT, _REJECT = (_RET, 0, 0, 0x40000), (_RET, 0, 0, 0)
+_PEERS_FILTERED = 200
+"""More would make the filter larger than the kernel takes (net.core.optmem_max); then every segment is heard."""
+
+Peer = tuple[bytes, int]
 
 
-def _filter_ipv4(address: bytes) -> list[_Instruction]:
-    """Unfragmented TCP to `address` without payload-only segments: RST, or options beyond timestamps (SACK).
+def _filter_ipv4(address: bytes, plain: Sequence[Peer]) -> list[_Instruction]:
+    """TCP to `address`: with RST, or with options beyond timestamps (SACK), or of a peer in `plain`.
 
-    Offsets are from the IP header (SOCK_DGRAM). A segment passes when RST is set, or when its header is longer than 32
-    bytes, or when it is exactly 32 bytes long and its first option after two NOPs is SACK.
+    Offsets are from the IP header (SOCK_DGRAM). Options beyond timestamps: the header is longer than 32 bytes, or
+    exactly 32 bytes long and its first option after two NOPs is SACK.
     """
     (word,) = struct.unpack("!I", address)
-    return [
+    program = [
         (_LD_B_ABS, 0, 0, 9),
-        (_JEQ, 0, 13, socket.IPPROTO_TCP),
+        (_JEQ, 1, 0, socket.IPPROTO_TCP),
+        _REJECT,
         (_LD_W_ABS, 0, 0, 16),
-        (_JEQ, 0, 11, word),
+        (_JEQ, 1, 0, word),
+        _REJECT,
         (_LDX_MSH, 0, 0, 0),
         (_LD_B_IND, 0, 0, 13),
         (_AND, 0, 0, 0x04),
-        (_JEQ, 0, 6, 0),
+        (_JEQ, 1, 0, 0),
+        _ACCEPT,
         (_LD_B_IND, 0, 0, 12),
         (_RSH, 0, 0, 4),
         (_JGE, 3, 0, 9),
         (_JEQ, 0, 3, 8),
         (_LD_B_IND, 0, 0, 22),
         (_JEQ, 0, 1, 5),
-        (_RET, 0, 0, 0x40000),
-        (_RET, 0, 0, 0),
+        _ACCEPT,
     ]
+    if len(plain) > _PEERS_FILTERED:
+        return [*program, _ACCEPT]
+    for client, port in plain:
+        (word,) = struct.unpack("!I", client)
+        program += [(_LD_W_ABS, 0, 0, 12), (_JEQ, 0, 3, word), (_LD_H_IND, 0, 0, 0), (_JEQ, 0, 1, port), _ACCEPT]
+    return [*program, _REJECT]
 
 
 class AnswerSocket:
@@ -58,7 +72,12 @@ class AnswerSocket:
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         self._sock = socket.socket(socket.AF_PACKET, kind, socket.htons(ETH_P_IP))
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        program = _filter_ipv4(vip)
+        self._vip = vip
+        self.hear_plainly(())
+
+    def hear_plainly(self, plain: Sequence[Peer]) -> None:
+        """Hear every segment of these clients, and of others only what carries RST or SACK blocks."""
+        program = _filter_ipv4(self._vip, plain)
         code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
         buffer = ctypes.create_string_buffer(code)
         self._sock.setsockopt(

@@ -52,7 +52,8 @@ state:
 detection:
   heartbeat_ms: 10
   timeout_ms: 50
-  proof_ms: 1500
+  proof_ms: 1200
+  silence_ms: 60000
 api:
   listen: 127.0.0.1:8090
   token_file: /etc/takeover/token
@@ -91,7 +92,7 @@ def test_the_example_is_read_as_it_is_written() -> None:
             Server("web2", "10.0.0.12", "s1-eth2", (), "/srv/www"),
         ),
         state="/var/lib/takeover/state.db",
-        detection=Detection(10, 50, 1500),
+        detection=Detection(10, 50, 1200, 60_000),
         api=Api(Address("127.0.0.1", 8090), "/etc/takeover/token"),
     )
 
@@ -99,7 +100,7 @@ def test_the_example_is_read_as_it_is_written() -> None:
 def test_what_may_be_left_out_has_defaults() -> None:
     text = EXAMPLE[: EXAMPLE.index("detection:")].replace("    affinity: client\n    slots: 128\n", "")
     configuration = parse(text.replace("    mac: 02:00:00:00:01:00\n", ""))
-    assert configuration.detection == Detection(heartbeat=20, timeout=100, proof=2000)
+    assert configuration.detection == Detection(heartbeat=20, timeout=100, proof=1500, silence=120_000)
     assert configuration.api == Api(Address("127.0.0.1", 8080), None)
     (vip,) = configuration.vips
     assert (vip.affinity, vip.slots) == ("connection", 64)
@@ -169,8 +170,9 @@ def test_listening_addresses_may_be_ipv6() -> None:
         ("  embedded: /var/lib/takeover/state.db", "  redis: x", "c.yaml:28: state.redis: unknown field"),
         ("heartbeat_ms: 10", "heartbeat_ms: 0", "c.yaml:30: detection.heartbeat_ms: "),
         ("timeout_ms: 50", "timeout_ms: 19", "detection.timeout_ms: must be at least two heartbeats"),
-        ("proof_ms: 1500", "proof_ms: 99", "c.yaml:32: detection.proof_ms: "),
-        ("token_file: /etc/takeover/token", "token_file: token", "c.yaml:35: api.token_file: "),
+        ("proof_ms: 1200", "proof_ms: 99", "c.yaml:32: detection.proof_ms: "),
+        ("silence_ms: 60000", "silence_ms: 99", "c.yaml:33: detection.silence_ms: "),
+        ("token_file: /etc/takeover/token", "token_file: token", "c.yaml:36: api.token_file: "),
         ("name: web1", "name: web1\n    name: web1", "c.yaml:19: servers[0].name: given twice"),
     ],
 )
@@ -252,7 +254,7 @@ def test_all_mistakes_are_reported_together() -> None:
         "servers[1].name",
         "c.yaml:28: state.embedded",
         "c.yaml:31: detection.timeout_ms",
-        "c.yaml:33: apis: unknown field; known are",
+        "c.yaml:34: apis: unknown field; known are",
     ):
         assert path in found
 
