@@ -32,6 +32,7 @@ from dataplane.connection import LiveConnection, refuse_quietly
 from dataplane.controller_link import ControllerLink
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
+from dataplane.prover import Patience, key_of
 from dataplane.proving import Proving
 from dataplane.sentinel import Sentinel
 from dataplane.sequence_map import SequenceMap
@@ -243,9 +244,7 @@ class Agent:
         if self._connections.get(connection.connection) is connection:
             del self._connections[connection.connection]
             self._admission.left(connection.connection.destination)
-        if not self._closed:
-            self._loop.call_soon(self._tell_closed)
-        self._closed.append(connection.connection.id)
+        self.over(connection.connection.id)
 
     def _tell_closed(self) -> None:
         closed, self._closed = self._closed, []
@@ -315,16 +314,25 @@ class Agent:
         self._sentinel.live(self.incarnation)
 
     # --- backup.Adopter ---
+    def over(self, connection: str) -> None:
+        if not self._closed:
+            self._loop.call_soon(self._tell_closed)
+        self._closed.append(connection)
+
     def _resume(self, order: messages.Resume) -> None:
         self.epoch = max(self.epoch, order.epoch)
-        limit = self._configuration.detection.proof / 1000
+        detection = self._configuration.detection
+        patience = Patience(detection.proof / 1000, detection.silence / 1000)
         unready = self._unready.take(order.owner)
         # After its own restart the controller may not know yet that some were adopted here already.
         adopted = [entry for entry in unready if entry.header.connection in self._connections]
         for entry in adopted:
             unready.remove(entry)
             self._unready.release(entry)
-        takeover = Takeover(order.takeover, self, self, self._proving, unready, limit)
+        for entry in unready:
+            for earlier in self._takeovers.values():
+                earlier.yield_up(key_of(entry.expected))  # still waiting; the controller's last life had ordered it
+        takeover = Takeover(order.takeover, self, self, self._proving, unready, patience)
         self._takeovers[order.takeover] = takeover
         takeover.begin(already=[entry.header.connection.id for entry in adopted])
 

@@ -19,7 +19,7 @@ from dataplane import repair
 from dataplane.connection import Host, LiveConnection
 from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.objects import ObjectMissing, OpenObject
-from dataplane.prover import Key, key_of, reset_segment
+from dataplane.prover import Key, Patience, Verdict, key_of, nudge_segment, reset_segment
 from dataplane.proving import Proving
 from dataplane.sequence import Seq
 from dataplane.stack import Application, Registry, TcpLayer
@@ -33,9 +33,14 @@ OBJECT_DIFFERS = "object differs at the backup"
 OBJECT_MISSING = "object missing at the backup"
 CLIENT_GONE = "client gone"
 CANNOT_PROBE = "backup cannot probe"
+CLIENT_SILENT = "client silent"
 NO_PROOF = "no proof from the client in time"
 NOT_RECREATED = "kernel refused the connection"
-CHECKPOINT_UNUSABLE = "checkpoint unusable"
+INPUT_LOST = "input was lost with its server"
+_REASONS = {Doubt.GONE: CLIENT_GONE, Doubt.SILENT: CLIENT_SILENT, Doubt.UNPROVEN: NO_PROOF}
+_NUDGES = (0.3, 1.2)
+"""Seconds after a reset at which the client is nudged, in case the RST did not reach it or was not where it stands. By
+then the shared state has forgotten the connection, so that the close gate lets the kernel's own RST out."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,12 +75,14 @@ class UnreadySet:
         for data in blocks:
             try:
                 block = DataBlock.decode(data)
+                name = block.header.connection.id
+                old = known.get(name)
+                if old is not None:
+                    _check_newer(block.header, old.header)
                 unready = self._unready(block)
             except CheckpointRefused as error:
                 self.refused[error.field] = self.refused.get(error.field, 0) + 1
                 continue
-            name = block.header.connection.id
-            old = known.get(name)
             known[name] = unready
             if old is not None:
                 self.release(old)
@@ -85,6 +92,7 @@ class UnreadySet:
         tcp = block.section(TCP, TcpSection)
         stream = block.section(STREAM, StreamSection)
         stream.check()
+        stream.check_against(header)
         application = self._registry.kind(header.protocol).unready(self._host.root, block)
         objects: dict[str, OpenObject] = {}
         missing: set[str] = set()
@@ -116,6 +124,15 @@ class UnreadySet:
             self._host.root.release(opened)
 
 
+def _check_newer(header: Header, known: Header) -> None:
+    """Raises `CheckpointRefused` when a block is older than what is known of its connection."""
+    if header.epoch < known.epoch:
+        raise CheckpointRefused("epoch", f"goes back from {known.epoch} to {header.epoch}")
+    same_life = (header.server, header.incarnation, header.iss) == (known.server, known.incarnation, known.iss)
+    if same_life and header.serial < known.serial:
+        raise CheckpointRefused("serial", f"goes back from {known.serial} to {header.serial}")
+
+
 @dataclass
 class Progress:
     """What has been decided since the last report."""
@@ -132,6 +149,9 @@ class Adopter(Protocol):
 
     def adopt(self, connection: LiveConnection, proof: Proof) -> None: ...
 
+    def over(self, connection: str) -> None:
+        """This connection needs no owner any more."""
+
     def report(self, takeover: int, progress: Progress, waiting: int) -> None: ...
 
 
@@ -145,7 +165,7 @@ class Takeover:
         adopter: Adopter,
         proving: Proving,
         unready: list[Unready],
-        proof_limit: float,
+        patience: Patience,
     ) -> None:
         self._number = number
         self._host = host
@@ -153,8 +173,9 @@ class Takeover:
         self._proving = proving
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[Key, Unready] = {key_of(entry.expected): entry for entry in unready}
-        self._limit = proof_limit
-        self._deadline: asyncio.TimerHandle | None = None
+        self._patience = patience
+        self._late: dict[Key, asyncio.TimerHandle] = {}
+        """Live here already, but input that their clients have sent is missing."""
         self._began = 0.0
         self._progress = Progress()
         self._report_scheduled = False
@@ -163,43 +184,70 @@ class Takeover:
         """The fence stands: probe every connection. `already`: ids of some that live here."""
         self._progress.resumed += already
         self._began = time.perf_counter()
-        self._deadline = self._loop.call_later(self._limit, self._give_up)
         for key, entry in list(self._waiting.items()):
             try:
-                self._proving.prove(entry.expected, functools.partial(self._decide, key))
+                self._proving.prove(entry.expected, self._patience, functools.partial(self._decide, key))
             except OSError:
                 self._reset(key, entry, None, CANNOT_PROBE)
         self._proving.turn()
         self._schedule_report()
 
-    def _give_up(self) -> None:
-        for key, entry in list(self._waiting.items()):
+    def yield_up(self, key: Key) -> None:
+        """Another takeover of this server has been told to resume this connection."""
+        entry = self._waiting.pop(key, None)
+        if entry is not None:
             self._proving.give_up(key)
-            self._reset(key, entry, None, NO_PROOF)
+            self._release(entry)
+            self._schedule_report()
 
-    def _decide(self, key: Key, outcome: Proof | Doubt) -> None:
+    def _decide(self, key: Key, verdict: Verdict) -> None:
         entry = self._waiting[key]
         self._progress.proved_us = self._elapsed()
-        if isinstance(outcome, Doubt):
-            self._reset(key, entry, None, CLIENT_GONE)
+        if isinstance(verdict.outcome, Doubt):
+            self._reset(key, entry, verdict.claimed, _REASONS[verdict.outcome])
             return
-        proof = outcome
+        proof = verdict.outcome
         flaw = self._flaw(entry, proof)
         if flaw is not None:
             self._reset(key, entry, proof, flaw)
             return
         if entry.expected.closing and proof.position > entry.expected.end:
-            self._done(key, entry)  # the client has everything, and the FIN
+            # The client has everything, and the FIN; what it still says, the kernel answers with RST.
+            del self._waiting[key]
             self._release(entry)
+            self._resumed(entry)
+            self._adopter.over(entry.header.connection.id)
             return
         try:
             connection = self._recreate(entry, proof)
         except TakeoverError:
             self._reset(key, entry, proof, NOT_RECREATED)
             return
-        connection.resume(proof.position)
+        del self._waiting[key]
         self._adopter.adopt(connection, proof)
-        self._done(key, entry)
+        if proof.input_missing:
+            self._late[key] = self._loop.call_later(self._patience.speaking, self._input_lost, key, entry, connection)
+            connection.expect_input(proof.input_missing, functools.partial(self._input, key, entry))
+        connection.resume(proof.position)
+        if not proof.input_missing:
+            self._resumed(entry)
+
+    def _input(self, key: Key, entry: Unready, arrived: bool) -> None:
+        """Input that was missing is here, or the connection ended before it came."""
+        timer = self._late.pop(key, None)
+        if timer is None:
+            return  # it was reset for want of it, or this server was fenced
+        timer.cancel()
+        if arrived:
+            self._resumed(entry)
+        else:
+            self._count_reset(entry, CLIENT_GONE)
+
+    def _input_lost(self, key: Key, entry: Unready, connection: LiveConnection) -> None:
+        """The client does not send it again: the dead server's kernel had acknowledged it."""
+        del self._late[key]
+        connection.reset()
+        self._count_reset(entry, INPUT_LOST)
 
     def _flaw(self, entry: Unready, proof: Proof) -> str | None:
         """Why the rest of the stream cannot be sent from here. What the client has already needs no object."""
@@ -239,11 +287,16 @@ class Takeover:
             objects=list(entry.objects.values()),
         )
 
-    def _reset(self, key: Key, entry: Unready, proof: Proof | None, reason: str) -> None:
+    def _reset(self, key: Key, entry: Unready, standing: Proof | None, reason: str) -> None:
         if reason != CLIENT_GONE:
-            self._proving.send(reset_segment(entry.expected, proof, CLOSE_MARK))
+            self._proving.send(reset_segment(entry.expected, standing, CLOSE_MARK))
+            for later in _NUDGES:
+                self._loop.call_later(later, self._proving.send, nudge_segment(entry.expected))
         del self._waiting[key]
         self._release(entry)
+        self._count_reset(entry, reason)
+
+    def _count_reset(self, entry: Unready, reason: str) -> None:
         self._progress.reset.append((entry.header.connection.id, reason))
         self._schedule_report()
 
@@ -252,8 +305,7 @@ class Takeover:
         for opened in entry.objects.values():
             self._host.root.release(opened)
 
-    def _done(self, key: Key, entry: Unready) -> None:
-        del self._waiting[key]
+    def _resumed(self, entry: Unready) -> None:
         self._progress.resumed.append(entry.header.connection.id)
         self._progress.resumed_us = self._elapsed()
         self._schedule_report()
@@ -270,15 +322,14 @@ class Takeover:
         """One report for all that was decided in this turn of the loop."""
         self._report_scheduled = False
         progress, self._progress = self._progress, Progress()
-        if not self._waiting and self._deadline is not None:
-            self._deadline.cancel()
-        self._adopter.report(self._number, progress, len(self._waiting))
+        self._adopter.report(self._number, progress, len(self._waiting) + len(self._late))
 
     def end(self) -> None:
         """This server was fenced: connections that still wait are forgotten without a word."""
-        if self._deadline is not None:
-            self._deadline.cancel()
         for key, entry in self._waiting.items():
             self._proving.give_up(key)
             self._release(entry)
         self._waiting.clear()
+        for timer in self._late.values():
+            timer.cancel()
+        self._late.clear()

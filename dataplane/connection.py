@@ -100,6 +100,8 @@ class LiveConnection:
         self._discarded = 0
         self._room: asyncio.TimerHandle | None = None
         self._timers: list[asyncio.TimerHandle] = []
+        self._input_expected: tuple[int, Callable[[bool], None]] | None = None
+        self._when_sending: Callable[[], None] | None = None
 
     # --- life ---
     def start(self) -> None:
@@ -118,6 +120,23 @@ class LiveConnection:
         if not self._over:
             self._pump()
             self.schedule_checkpoint()
+
+    def expect_input(self, count: int, told: Callable[[bool], None]) -> None:
+        """The client sent `count` bytes (its FIN counts as one) more than the checkpoint knew. It sends them again,
+        unless the dead server's kernel had acknowledged them. `told` is called with True when they are here, with
+        False when the connection ended before."""
+        self._input_expected = (self.stream.rcv_nxt_offset + count, told)
+
+    def when_sending(self, call: Callable[[], None]) -> None:
+        """Call it once, when bytes are next handed to the kernel."""
+        self._when_sending = call
+
+    def _tell_input(self) -> None:
+        if self._input_expected is not None:
+            expected, told = self._input_expected
+            if self._over or self.stream.rcv_nxt_offset >= expected:
+                self._input_expected = None
+                told(not self._over)
 
     def rebuild(self, proof: Proof) -> None:
         """What this kernel thinks of the connection is useless (`stall_guard`): make it anew. Raises `RepairError`."""
@@ -168,13 +187,20 @@ class LiveConnection:
                 pass  # `_readable` meets it again and ends the connection
             self._readable()
 
+    def written_position(self) -> int:
+        """Position after what this kernel was given; a FIN counts as one, here and in the next two."""
+        return self.stream.sent + self._shut
+
     def acked_position(self) -> int:
         """Position up to which this kernel knows the client to have everything."""
-        return self.stream.sent - self._unacknowledged()
+        written = self.written_position()
+        if written == self.stream.map.acked:
+            return written
+        return written - repair.unacknowledged(self._sock)
 
     def snd_nxt_position(self) -> int:
         """Position of SND.NXT: an ACK beyond it is ignored by this kernel."""
-        return self.stream.sent - repair.unsent(self._sock)
+        return self.written_position() - repair.unsent(self._sock)
 
     @property
     def over(self) -> bool:
@@ -199,6 +225,7 @@ class LiveConnection:
             snd_wscale=tcp.snd_wscale if tcp.window_scaling else 0,
             timestamps=tcp.timestamps,
             tsval=tcp.tsval,
+            sack=tcp.sack,
         )
 
     def hand_in(self) -> None:
@@ -235,6 +262,7 @@ class LiveConnection:
             self._host.root.release(opened)
         self._objects.clear()
         self._host.ended(self)
+        self._tell_input()
 
     def _end(self) -> None:
         """Close the socket; the kernel has nothing unmarked to say."""
@@ -258,12 +286,14 @@ class LiveConnection:
         stream = self.stream
         if data:
             stream.received += len(data)
+            self._tell_input()
             if not stream.closing:
                 self._tell(self.application.received, data)
             else:
                 self._discard(len(data))
         else:
             stream.input_ended = True
+            self._tell_input()
             self._loop.remove_reader(self._fd)
             if self._shut:
                 self._watch_tail()
@@ -388,7 +418,7 @@ class LiveConnection:
     def block(self) -> bytes:
         """The checkpoint of this moment. Raises `CheckpointRefused` when it grew beyond its limits."""
         stream = self.stream
-        stream.map.acknowledge(max(stream.map.acked, stream.sent - self._unacknowledged()))
+        stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
         if len(stream.map.extents) > LIMIT_EXTENTS:
             raise CheckpointRefused("extents", "too many in flight")
         self._serial += 1
@@ -411,11 +441,6 @@ class LiveConnection:
             object_first=int(first),
         )
         return make_block(header, (self._tcp, stream, self.application)).encode()
-
-    def _unacknowledged(self) -> int:
-        if self.stream.sent == self.stream.map.acked:
-            return 0
-        return repair.unacknowledged(self._sock)
 
     def _stored(self, end: int, closing: bool) -> None:
         if self._over:
@@ -451,6 +476,9 @@ class LiveConnection:
         except OSError:
             self._end()
             return
+        if sent_any and self._when_sending is not None:
+            call, self._when_sending = self._when_sending, None
+            call()
         pending = stream.next() is not None
         if pending and not self._writing:
             self._writing = True

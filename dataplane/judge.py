@@ -6,15 +6,23 @@ from an old one hangs the connection for ever (the client's later ACKs would lie
 
 So the backup sends a **probe**: one byte of old data at a random, long acknowledged sequence number. RFC 9293 section
 3.10.7.4 makes the client answer an unacceptable segment with its present ACK, and RFC 2883 makes it name the very
-byte in a DSACK block. An answer is believed only if all of this holds:
+byte in a DSACK block. A segment is a **claim** of where the client stands if
 
 1. it belongs to this connection, is no SYN, FIN or RST, and carries ACK;
-2. its first SACK block is [probe, probe + 1) for a probe that was sent after the fence: it was made after all that the
-   old owner had sent on that path, and whoever did not see the probe would have to guess up to 30 bits;
-3. its ACK lies between what the checkpoint knows to be acknowledged and the end of what was planned;
-4. its SEQ is the checkpoint's RCV.NXT, or ahead of it by no more than a window (input the dead server had not
+2. its ACK lies between what the checkpoint knows to be acknowledged and the end of what was planned;
+3. its SEQ is the checkpoint's RCV.NXT, or ahead of it by no more than a window (input the dead server had not
    checkpointed: the client may still hold it);
-5. with timestamps, TSecr is near the owner's clock (RFC 7323).
+4. with timestamps, TSecr is near the owner's clock (RFC 7323).
+
+A claim is **proof** if it answers something that was sent after the fence and that nobody off the path can know:
+
+* *DSACK*: its first SACK block is [probe, probe + 1). It was made after all that the old owner had sent on that path,
+  and whoever did not see the probe would have to guess up to 30 bits.
+* *Echo*, for a client without SACK but with timestamps: an empty segment exactly at the claimed ACK carries a random
+  TSval. RFC 7323 section 4.3 makes the client adopt it only if that ACK *is* its RCV.NXT; then the answer to the next
+  probe echoes it, as TSecr. A wrong claim changes nothing at the client, and is never echoed.
+
+A client with neither can prove nothing; `Prover` says what it takes instead.
 
 `judge` is pure: bytes were parsed elsewhere, and the same arguments always give the same verdict.
 """
@@ -37,7 +45,7 @@ _TSECR_SLACK = 1 << 30
 
 
 class Doubt(enum.Enum):
-    """Why a segment proves nothing."""
+    """Why a segment proves nothing; the last two: why a connection was given up."""
 
     OTHER_CONNECTION = "other connection"
     NO_ACK = "not a plain acknowledgement"
@@ -47,6 +55,8 @@ class Doubt(enum.Enum):
     ACK_TOO_NEW = "acknowledges bytes that were never planned"
     SEQ_UNKNOWN = "sequence number is not the checkpoint's"
     TIMESTAMP = "timestamp is not the owner's"
+    UNPROVEN = "the client speaks and proves nothing"
+    SILENT = "nothing was heard of the client"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,7 @@ class Expectation:
     snd_wscale: int
     timestamps: bool
     tsval: int
+    sack: bool = True
 
     @classmethod
     def of(cls, header: Header, tcp: TcpSection, stream: StreamSection) -> Expectation:
@@ -78,12 +89,16 @@ class Expectation:
             snd_wscale=tcp.snd_wscale if tcp.window_scaling else 0,
             timestamps=tcp.timestamps,
             tsval=tcp.tsval,
+            sack=tcp.sack,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Where the client stands: everything that recreating the connection needs and the checkpoint cannot know."""
+    """Where the client stands: everything that recreating the connection needs and the checkpoint cannot know.
+
+    Also the type of a claim that is not proven yet.
+    """
 
     ack: Seq
     """The client's RCV.NXT: SND.UNA and SND.NXT of the connection to recreate."""
@@ -106,8 +121,26 @@ class Proof:
     """
 
 
-def judge(expected: Expectation, probes: Container[int], segment: Segment) -> Proof | Doubt:
-    """`probes`: sequence numbers of the probe bytes that were sent since the fence."""
+def judge(
+    expected: Expectation, probes: Container[int], segment: Segment, echoes: Container[int] = ()
+) -> Proof | Doubt:
+    """Is it proof? `probes` are the sequence numbers of the probe bytes, `echoes` the TSvals that were sent since the
+    fence."""
+    found = claim(expected, segment)
+    if isinstance(found, Doubt) or proven(probes, echoes, segment):
+        return found
+    return Doubt.NO_PROOF
+
+
+def proven(probes: Container[int], echoes: Container[int], segment: Segment) -> bool:
+    """Does it answer what was sent?"""
+    if segment.sack and segment.sack[0][0] in probes and segment.sack[0][0] + 1 == segment.sack[0][1]:
+        return True
+    return segment.timestamps is not None and segment.timestamps[1] in echoes
+
+
+def claim(expected: Expectation, segment: Segment) -> Proof | Doubt:
+    """What the segment says of the client, if it is to be believed."""
     connection = expected.connection
     if (
         segment.destination_port != connection.source_port
@@ -121,8 +154,6 @@ def judge(expected: Expectation, probes: Container[int], segment: Segment) -> Pr
         return Doubt.GONE if segment.seq == expected.rcv_nxt else Doubt.SEQ_UNKNOWN
     if segment.flags & (SYN | FIN) or not segment.flags & ACK:
         return Doubt.NO_ACK
-    if not segment.sack or segment.sack[0][0] not in probes or segment.sack[0][0] + 1 != segment.sack[0][1]:
-        return Doubt.NO_PROOF
     advance = expected.acked_seq.distance(segment.ack)
     if advance < 0:
         return Doubt.ACK_TOO_OLD

@@ -10,6 +10,7 @@ import ctypes
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 
 from dataplane.segment import EXTENSION_HEADERS
 from dataplane.socket_address import family, socket_address
@@ -21,9 +22,11 @@ _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 16 * 1024 * 1024
 
 # linux/bpf_common.h
-_LD_B_ABS, _LD_W_ABS, _LDX_MSH, _LDX_IMM, _LD_B_IND = 0x30, 0x20, 0xB1, 0x01, 0x50
+_LD_B_ABS, _LD_W_ABS, _LDX_MSH, _LDX_IMM, _LD_B_IND, _LD_H_IND = 0x30, 0x20, 0xB1, 0x01, 0x50, 0x48
 _JEQ, _JGE, _RSH, _AND, _RET = 0x15, 0x35, 0x74, 0x54, 0x06
-_NEXT, _TAKE, _DROP = "next", "take", "drop"
+_NEXT, _TAKE, _DROP, _PLAIN = "next", "take", "drop", "plain"
+_PORTS_FILTERED = 200
+"""More would lie beyond the reach of a jump; then every segment is heard."""
 
 _Line = tuple[int, int] | tuple[int, int, str, str]
 """Code and operand; of a jump also where to go if true and if false."""
@@ -37,15 +40,16 @@ _MAY_BE_ANSWER: tuple[_Line, ...] = (
     (_LD_B_IND, 12),
     (_RSH, 4),
     (_JGE, 9, _TAKE, _NEXT),
-    (_JEQ, 8, _NEXT, _DROP),
+    (_JEQ, 8, _NEXT, _PLAIN),
     (_LD_B_IND, 22),
-    (_JEQ, 5, _TAKE, _DROP),
+    (_JEQ, 5, _TAKE, _PLAIN),
 )
 
 
-def answer_filter(vip: bytes) -> bytes:
+def answer_filter(vip: bytes, plain: Sequence[int] = ()) -> bytes:
     """The kernel's program (an array of `struct sock_filter`) that takes TCP to this packed address which may be an
-    answer to a probe. Offsets are from the IP header. Packets with IPv6 extension headers are left to the parser."""
+    answer to a probe, and all that comes from the client ports in `plain`: they answer without SACK blocks. Offsets are
+    from the IP header. Packets with IPv6 extension headers are left to the parser."""
     words = struct.unpack(f"!{len(vip) // 4}I", vip)
     program: list[_Line] = []
     if len(vip) == 4:
@@ -57,10 +61,17 @@ def answer_filter(vip: bytes) -> bytes:
         program.append((_LD_B_ABS, 6))
         program += [(_JEQ, kind, _TAKE, _NEXT) for kind in EXTENSION_HEADERS]
         program += [(_JEQ, socket.IPPROTO_TCP, _NEXT, _DROP), (_LDX_IMM, 40)]
-    program += [*_MAY_BE_ANSWER, (_RET, 0x40000), (_RET, 0)]
+    program += _MAY_BE_ANSWER
+    after_all = len(program)
+    if len(plain) > _PORTS_FILTERED:
+        program += [(_JGE, 0, _TAKE, _TAKE)]
+    elif plain:
+        program += [(_LD_H_IND, 0), *((_JEQ, port, _TAKE, _NEXT) for port in plain)]
+    program += [(_RET, 0), (_RET, 0x40000)]
+    drop, take = len(program) - 2, len(program) - 1
     code = b""
     for at, line in enumerate(program):
-        after = {_NEXT: 0, _TAKE: len(program) - 3 - at, _DROP: len(program) - 2 - at}
+        after = {_NEXT: 0, _TAKE: take - at - 1, _DROP: drop - at - 1, _PLAIN: after_all - at - 1}
         true, false = (after[line[2]], after[line[3]]) if len(line) == 4 else (0, 0)
         code += struct.pack("HBBI", line[0], true, false, line[1])
     return code
@@ -82,7 +93,12 @@ class AnswerSocket:
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
         self._sock = socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P[len(vip)]))
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        attach(self._sock, answer_filter(vip))
+        self._vip = vip
+        self.hear_plainly(())
+
+    def hear_plainly(self, ports: Sequence[int]) -> None:
+        """Hear every segment from these client ports, and of others only what carries RST or SACK blocks."""
+        attach(self._sock, answer_filter(self._vip, ports))
 
     def fileno(self) -> int:
         return self._sock.fileno()

@@ -1,23 +1,37 @@
 """Probing many connections until each has proven itself: what to send when, and what the answers mean.
 
-Sans-IO with time: `probes(now)` gives packets to send, `receive(packet, now)` takes what arrived, `deadline()` says
-when to call `probes` again. A connection leaves with a `Proof`, or when `Prover` is told to give it up. Nothing here
-gives up by itself except on the client's own word (RST).
+Sans-IO with time: `probes(now)` gives packets to send, `receive(packet, now)` takes what arrived, `given_up(now)` says
+whose time is over, `deadline()` says when to call again. A connection leaves with a `Proof`, on the client's own word
+(RST), or when its `Patience` ends.
 
-Re-probing backs off from 1 ms (or longer, if there are many) to 250 ms. Every probe has a fresh random byte and all of
-them stay valid: whichever is answered, the answer came after the fence. The first probes lie up to 2**30 below what is
-acknowledged; every third is near, for a stateful firewall that drops the far ones.
+Re-probing backs off from 1 ms (or longer, if there are many) to 250 ms, and for a client of which nothing is heard to 2
+s. Every probe has a fresh random byte and all of them stay valid: whichever is answered, the answer came after the
+fence. The first probes lie up to 2**30 below what is acknowledged; every third is near, for a stateful firewall that
+drops the far ones.
+
+Clients that cannot name the byte (`judge` says what each kind of proof is):
+
+* With timestamps: what the client claims is challenged by an *echo*, sent with the next probe.
+* With neither SACK nor timestamps nothing in an answer depends on the probe. Two equal claims are taken that are 10 ms
+  and two probes apart, if no other claim came between them. To the first of the two probes the client itself answers,
+  and contradicts whoever speaks in its name.
+* A client that negotiated SACK and does not name the byte within 200 ms (it is in TIME-WAIT, or DSACK is switched off)
+  may prove itself by echo. Without timestamps it cannot.
+
+Two limits end the waiting (`docs/decisions/006-silent-clients.md`). A client that *speaks* and proves nothing is given
+up soon. One of which nothing is heard is kept much longer; it goes over to the first limit when it speaks.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import secrets
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from dataplane import segment as tcp
-from dataplane.judge import Doubt, Expectation, Proof, judge
+from dataplane.judge import Doubt, Expectation, Proof, claim, proven
 from dataplane.segment import Segment
 from dataplane.sequence import Seq
 from state.errors import SegmentMalformed
@@ -26,9 +40,22 @@ FIRST_RETRY = 0.001
 _RETRY_PER_CANDIDATE = 0.0001
 """Asking many takes time: nobody is asked twice before all were asked once and could answer."""
 LAST_RETRY = 0.25
+SILENT_RETRY = 2.0
+_SILENT_RETRY_PER_CANDIDATE = 0.001
+PLAIN_AFTER = 0.2
+"""A client that negotiated SACK is expected to prove itself by DSACK for so long."""
+AGREE_AFTER = 0.01
 _FAR = 1 << 30
 _NEAR = 1 << 12
 _PROBES_REMEMBERED = 32
+_ECHO_RANGE = 1 << 25
+"""Milliseconds (9 hours) by which the client's newest timestamp may be moved ahead for an echo."""
+_ECHO_WINDOW = 128
+"""What an echo offers the client, unscaled: from a few bytes to 2 MiB, until the kernel says it anew."""
+_CLAIMS_CHALLENGED = 4
+_ECHOES_REMEMBERED = 8
+_PLAIN_INPUT = 64 * 1024
+"""Input ahead of the checkpoint that is believed of two equal claims: a forger's guess must come so near."""
 
 Key = tuple[bytes, int, bytes, int]
 
@@ -37,22 +64,51 @@ class Random(Protocol):
     def randrange(self, stop: int, /) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a connection may wait for proof, in seconds."""
+
+    speaking: float
+    """A client that is heard, and proves nothing."""
+    silent: float
+    """A client of which nothing is heard."""
+
+
 @dataclass(slots=True)
 class _Candidate:
     key: Key
     expected: Expectation
+    patience: Patience
+    added: float
+    due: float
+    limit: float
+    """When it is decided whether the client spoke in vain; infinite while it is taken for silent."""
+    forget: float
+    heard: float = -math.inf
+    plain: bool = False
+    """Answers that name no probe are looked at."""
     tries: int = 0
     retry: float = 0.0
-    due: float = 0.0
     challenges: list[int] = field(default_factory=list)
+    echoes: list[int] = field(default_factory=list)
+    claims: list[Proof] = field(default_factory=list)
+    """What the client may have said of itself, the newest last; each ACK once."""
+    claimed_at: float = 0.0
+    claimed_tries: int = 0
+
+    @property
+    def silent(self) -> bool:
+        return self.limit == math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome for one connection: a proof, or that its client is gone."""
+    """The outcome for one connection: a proof, that its client is gone, or that its time is over."""
 
     key: Key
     outcome: Proof | Doubt
+    claimed: Proof | None = None
+    """The last that the client said of itself without proving it."""
 
 
 class Prover:
@@ -62,28 +118,79 @@ class Prover:
         self._random = random or secrets.SystemRandom()
         self._candidates: dict[Key, _Candidate] = {}
         self._due: list[tuple[float, Key]] = []
+        self._limits: list[tuple[float, Key]] = []
         self.doubts: dict[Doubt, int] = {}
         """Segments that proved nothing, counted by reason."""
+        self.plain: set[Key] = set()
+        """Connections whose answers may carry no SACK block: they must be listened to with other ears."""
+        self.plain_added = 0
+        """Grows with every connection that comes to `plain`."""
 
     def __len__(self) -> int:
         return len(self._candidates)
 
-    def add(self, expected: Expectation, now: float) -> Key:
+    def add(self, expected: Expectation, now: float, patience: Patience) -> Key:
         """Begin with this connection: its first probe is due at once."""
         key = key_of(expected)
-        self._candidates[key] = _Candidate(key, expected, due=now)
+        self._remove(key)
+        candidate = _Candidate(key, expected, patience, now, now, now + patience.speaking, now + patience.silent)
+        self._candidates[key] = candidate
         heapq.heappush(self._due, (now, key))
+        heapq.heappush(self._limits, (candidate.limit, key))
+        heapq.heappush(self._limits, (candidate.forget, key))
+        if not expected.sack:
+            self._listen_plainly(candidate)
         return key
 
     def give_up(self, key: Key) -> None:
         """Forget the connection; later answers are nobody's."""
-        self._candidates.pop(key, None)
+        self._remove(key)
 
+    def _remove(self, key: Key) -> None:
+        if self._candidates.pop(key, None) is not None:
+            self.plain.discard(key)
+
+    def _listen_plainly(self, candidate: _Candidate) -> None:
+        candidate.plain = True
+        self.plain.add(candidate.key)
+        self.plain_added += 1
+
+    # --- time ---
     def deadline(self) -> float | None:
-        """When the next probe is due."""
+        """When `probes` or `given_up` has something to say."""
         while self._due and not self._current(*self._due[0]):
             heapq.heappop(self._due)
-        return self._due[0][0] if self._due else None
+        while self._limits and not self._limiting(*self._limits[0]):
+            heapq.heappop(self._limits)
+        return min([heap[0][0] for heap in (self._due, self._limits) if heap], default=None)
+
+    def _current(self, due: float, key: Key) -> bool:
+        candidate = self._candidates.get(key)
+        return candidate is not None and candidate.due == due
+
+    def _limiting(self, limit: float, key: Key) -> bool:
+        candidate = self._candidates.get(key)
+        return candidate is not None and limit in (candidate.limit, candidate.forget)
+
+    def given_up(self, now: float) -> list[Verdict]:
+        """Connections whose patience is at its end."""
+        verdicts: list[Verdict] = []
+        while self._limits and self._limits[0][0] <= now:
+            limit, key = heapq.heappop(self._limits)
+            if not self._limiting(limit, key):
+                continue
+            candidate = self._candidates[key]
+            spoke = candidate.heard >= now - candidate.patience.speaking / 2
+            if spoke and now >= candidate.limit:
+                doubt = Doubt.UNPROVEN
+            elif now >= candidate.forget:
+                doubt = Doubt.UNPROVEN if spoke else Doubt.SILENT
+            else:
+                candidate.limit = math.inf
+                continue
+            self._remove(key)
+            verdicts.append(Verdict(key, doubt, candidate.claims[-1] if candidate.claims else None))
+        return verdicts
 
     def probes(self, now: float) -> list[bytes]:
         """The IP packets to send now."""
@@ -93,32 +200,47 @@ class Prover:
             if not self._current(due, key):
                 continue
             candidate = self._candidates[key]
-            packets.append(self._probe(candidate))
-            first = max(FIRST_RETRY, len(self._candidates) * _RETRY_PER_CANDIDATE)
-            candidate.retry = min(max(first, candidate.retry * 2), LAST_RETRY)
-            candidate.due = now + candidate.retry
-            heapq.heappush(self._due, (candidate.due, key))
+            if not candidate.plain and now >= candidate.added + PLAIN_AFTER:
+                self._listen_plainly(candidate)
+            packets += self._ask(candidate)
+            candidate.retry = self._next_retry(candidate)
+            self._schedule(candidate, now + candidate.retry)
         return packets
 
-    def _current(self, due: float, key: Key) -> bool:
-        candidate = self._candidates.get(key)
-        return candidate is not None and candidate.due == due
+    def _next_retry(self, candidate: _Candidate) -> float:
+        count = len(self._candidates)
+        first = max(FIRST_RETRY, count * _RETRY_PER_CANDIDATE)
+        last = max(SILENT_RETRY, count * _SILENT_RETRY_PER_CANDIDATE) if candidate.silent else LAST_RETRY
+        return min(max(first, candidate.retry * 2), last)
 
-    def _probe(self, candidate: _Candidate) -> bytes:
-        expected = candidate.expected
+    def _schedule(self, candidate: _Candidate, due: float) -> None:
+        candidate.due = due
+        heapq.heappush(self._due, (due, candidate.key))
+
+    # --- what is sent ---
+    def _ask(self, candidate: _Candidate) -> list[bytes]:
+        """A probe, and before it an echo for each claim that could be the client's."""
+        expected, packets = candidate.expected, []
+        if candidate.plain and expected.timestamps:
+            for claimed in candidate.claims:
+                echo = (claimed.tsecr + 1 + self._random.randrange(_ECHO_RANGE)) & 0xFFFF_FFFF
+                candidate.echoes.append(echo)
+                packets.append(_towards_client(expected, claimed.ack, window=_ECHO_WINDOW, tsval=echo))
+            del candidate.echoes[:-_ECHOES_REMEMBERED]
         candidate.tries += 1
         challenge = self._challenge(expected, _NEAR if candidate.tries % 3 == 0 else _FAR)
         candidate.challenges.append(challenge)
         del candidate.challenges[:-_PROBES_REMEMBERED]
-        return _probe_segment(expected, challenge)
+        packets.append(_towards_client(expected, challenge, payload=b"\0", tsval=expected.tsval))
+        return packets
 
     def _challenge(self, expected: Expectation, reach: int) -> Seq:
         # Strictly below the client's RCV.NXT - 1: a byte that ends exactly there would be acceptable.
         return expected.acked_seq - 2 - self._random.randrange(reach)
 
+    # --- what is heard ---
     def receive(self, packet: bytes, now: float) -> Verdict | None:
         """A packet that came after the fence. None when it decides nothing."""
-        del now  # an answer is as good late as early: only `give_up` ends the wait
         try:
             segment = tcp.parse(packet)
         except SegmentMalformed:
@@ -127,15 +249,66 @@ class Prover:
         candidate = self._candidates.get(key)
         if candidate is None:
             return None
-        outcome = judge(candidate.expected, candidate.challenges, segment)
-        if isinstance(outcome, Proof) or (outcome is Doubt.GONE and candidate.tries):
-            del self._candidates[key]
-            return Verdict(key, outcome)
-        self.doubts[outcome] = self.doubts.get(outcome, 0) + 1
-        return None
+        found = claim(candidate.expected, segment)
+        if not segment.flags & tcp.RST:
+            self._speaks(candidate, now)
+        if isinstance(found, Doubt):
+            self.doubts[found] = self.doubts.get(found, 0) + 1
+            if found is not Doubt.GONE or not candidate.tries:
+                return None
+        elif not proven(candidate.challenges, candidate.echoes, segment) and not self._agreed(candidate, found, now):
+            self.doubts[Doubt.NO_PROOF] = self.doubts.get(Doubt.NO_PROOF, 0) + 1
+            return None
+        self._remove(key)
+        return Verdict(key, found)
+
+    def _speaks(self, candidate: _Candidate, now: float) -> None:
+        candidate.heard = now
+        if candidate.silent:
+            candidate.limit = now + candidate.patience.speaking
+            candidate.retry = 0.0
+            heapq.heappush(self._limits, (candidate.limit, candidate.key))
+            self._schedule(candidate, now)
+
+    def _agreed(self, candidate: _Candidate, found: Proof, now: float) -> bool:
+        """Note what the client may have said. True if that is as good as a proof: see the module's text."""
+        if not candidate.plain or not candidate.tries:
+            return False
+        last = candidate.claims[-1] if candidate.claims else None
+        if last is None:
+            if not candidate.expected.timestamps:  # from now on as slowly as it takes to answer
+                asked = candidate.limit - candidate.patience.speaking
+                candidate.retry = max(AGREE_AFTER, now - asked) / 2
+            self._schedule(candidate, now)
+        if last is None or (last.ack, last.seq) != (found.ack, found.seq):
+            candidate.claims = [old for old in candidate.claims if old.ack != found.ack][1 - _CLAIMS_CHALLENGED :]
+            candidate.claims.append(found)
+            candidate.claimed_at, candidate.claimed_tries = now, candidate.tries
+            return False
+        candidate.claims[-1] = found
+        expected = candidate.expected
+        return (
+            not expected.sack
+            and not expected.timestamps
+            and found.input_missing <= _PLAIN_INPUT
+            and candidate.tries >= candidate.claimed_tries + 2
+            and now >= candidate.claimed_at + AGREE_AFTER
+        )
 
 
-def _probe_segment(expected: Expectation, challenge: Seq) -> bytes:
+# --- packets ---
+def _towards_client(
+    expected: Expectation,
+    seq: Seq,
+    *,
+    ack: Seq | None = None,
+    flags: int = tcp.ACK,
+    window: int = 0xFFFF,
+    payload: bytes = b"",
+    tsval: int | None = None,
+    dscp: int = 0,
+) -> bytes:
+    """A segment of the connection in its server's name. `tsval` is left out of a connection without timestamps."""
     connection = expected.connection
     return tcp.build(
         Segment(
@@ -143,12 +316,13 @@ def _probe_segment(expected: Expectation, challenge: Seq) -> bytes:
             source_port=connection.source_port,
             destination=connection.destination,
             destination_port=connection.destination_port,
-            seq=challenge,
-            ack=expected.rcv_nxt,
-            flags=tcp.ACK,
-            window=0xFFFF,
-            payload=b"\0",
-            timestamps=(expected.tsval, 0) if expected.timestamps else None,
+            seq=seq,
+            ack=expected.rcv_nxt if ack is None else ack,
+            flags=flags,
+            window=window,
+            payload=payload,
+            timestamps=(tsval, 0) if tsval is not None and expected.timestamps else None,
+            dscp=dscp,
         )
     )
 
@@ -158,19 +332,14 @@ def key_of(expected: Expectation) -> Key:
     return (connection.destination, connection.destination_port, connection.source, connection.source_port)
 
 
-def reset_segment(expected: Expectation, proof: Proof | None, close_mark: int) -> bytes:
-    """An RST that the client accepts: exactly at its RCV.NXT if that is proven (RFC 5961), else at the best guess."""
-    connection = expected.connection
-    return tcp.build(
-        Segment(
-            source=connection.source,
-            source_port=connection.source_port,
-            destination=connection.destination,
-            destination_port=connection.destination_port,
-            seq=proof.ack if proof is not None else expected.acked_seq,
-            ack=Seq(proof.seq if proof is not None else expected.rcv_nxt),
-            flags=tcp.RST | tcp.ACK,
-            window=0,
-            dscp=close_mark,
-        )
-    )
+def reset_segment(expected: Expectation, standing: Proof | None, close_mark: int) -> bytes:
+    """An RST that the client accepts: exactly at its RCV.NXT if that is known (RFC 5961), else at the best guess."""
+    seq = expected.acked_seq if standing is None else standing.ack
+    ack = None if standing is None else standing.seq
+    return _towards_client(expected, seq, ack=ack, flags=tcp.RST | tcp.ACK, window=0, dscp=close_mark)
+
+
+def nudge_segment(expected: Expectation) -> bytes:
+    """An old empty segment. A client that still has the connection answers with its ACK (RFC 9293, 3.10.7.4), and this
+    host's kernel, which has it no more, answers that with an RST exactly where the client accepts it."""
+    return _towards_client(expected, expected.acked_seq - _NEAR, tsval=expected.tsval)

@@ -12,6 +12,9 @@ is looked at after 20 ms, then twice as late each time; if it has something outs
 last look (or at eight askings), it is proven again and made anew. `docs/decisions/003-out-of-order.md` says what was
 tried instead.
 
+A connection that was idle, or whose client had closed its window, sends its first flight later: it is watched from then
+on.
+
 `Watch` decides and is pure; `StallGuard` is its shell.
 """
 
@@ -26,6 +29,7 @@ from dataclasses import dataclass
 
 from dataplane.connection import LiveConnection
 from dataplane.judge import Doubt, Proof
+from dataplane.prover import Patience, Verdict
 from dataplane.proving import Proving
 from state.errors import RepairError
 
@@ -37,6 +41,8 @@ _PURSUITS = 100
 _STILL = 8
 """Pursuits without progress after which the flight counts as lost."""
 
+_PATIENCE = Patience(2.0, 2.0)
+
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +51,8 @@ class Step(enum.Enum):
     """It lives by itself."""
     LOOK = "look"
     """Look again after `interval`."""
+    REST = "rest"
+    """Nothing is on its way: look again, after `interval`, when something is sent."""
     PROVE = "prove"
     """Ask the client where it stands, then call `proven`."""
     REBUILD = "rebuild"
@@ -64,6 +72,8 @@ class Watch:
     looks: int = 0
     pursuits: int = 0
     still: int = 0
+    closed: bool = False
+    """The client said after the recreating that it has no room: the kernel will hear when it has."""
 
     @classmethod
     def after(cls, proof: Proof) -> Watch:
@@ -76,6 +86,7 @@ class Watch:
         self.acked, self.sacked = proof.position, proof.sacked
         self.goal = max(proof.position, proof.sacked)
         self.pursuits = self.still = 0
+        self.closed = False
         if self.pursuing:
             self.interval = FIRST_PURSUIT
 
@@ -83,10 +94,17 @@ class Watch:
     def pursuing(self) -> bool:
         return self.sacked > self.acked and self.pursuits < _PURSUITS
 
-    def look(self, acked: int, sent: int) -> Step:
-        """`acked`: what this kernel knows; `sent`: what it was given."""
-        if acked > self.goal or acked == sent:
+    def look(self, acked: int, snd_nxt: int, sent: int) -> Step:
+        """`acked`, `snd_nxt`: what this kernel knows to be acknowledged and has sent; `sent`: what it was given."""
+        if acked > self.goal:
             return Step.LEAVE
+        if acked == sent:
+            self.interval, self.looks = FIRST_LOOK, 0
+            return Step.REST
+        if self.closed and snd_nxt == acked:
+            self.interval, self.looks = LAST_LOOK, 0
+            return Step.LOOK
+        self.closed = False
         moved, self.acked = acked > self.acked, max(acked, self.acked)
         self.still = 0 if moved else self.still + 1
         if self.pursuing:
@@ -103,6 +121,7 @@ class Watch:
         if proof.position > snd_nxt:
             return Step.REBUILD  # the kernel would ignore the client for ever
         if proof.window == 0:
+            self.closed = True
             return Step.LOOK  # nothing to mend: the kernel itself asks when the window opens
         if self.pursuing and self.still < _STILL:
             self.sacked = max(self.sacked, proof.sacked)
@@ -130,21 +149,28 @@ class StallGuard:
         if connection.over:
             return
         try:
-            step = watch.look(connection.acked_position(), connection.stream.sent)
+            acked, snd_nxt = connection.acked_position(), connection.snd_nxt_position()
+            step = watch.look(acked, snd_nxt, connection.written_position())
             if step is Step.PROVE:
                 decided = functools.partial(self._proven, connection, watch)
-                self._proving.prove(connection.expectation(), decided)
+                self._proving.prove(connection.expectation(), _PATIENCE, decided)
                 self._proving.turn()
         except OSError:
             return  # it ended meanwhile
         if step is Step.LOOK:
             self._again(connection, watch)
+        elif step is Step.REST:
+            connection.when_sending(functools.partial(self._again, connection, watch))
 
-    def _proven(self, connection: LiveConnection, watch: Watch, outcome: Proof | Doubt) -> None:
+    def _proven(self, connection: LiveConnection, watch: Watch, verdict: Verdict) -> None:
+        outcome = verdict.outcome
         if connection.over:
             return
-        if isinstance(outcome, Doubt):
+        if outcome is Doubt.GONE:
             connection.reset()
+            return
+        if isinstance(outcome, Doubt):  # no answer: its client may be asleep
+            self._again(connection, watch)
             return
         try:
             step = watch.proven(outcome, connection.acked_position(), connection.snd_nxt_position())

@@ -76,8 +76,10 @@ class Detection:
 
     heartbeat: int = 20
     timeout: int = 100
-    proof: int = 2000
-    """How long a connection may stay unready after a takeover before it is reset."""
+    proof: int = 1500
+    """How long a connection may stay unready whose client is heard, before it is reset. With detection, within 2 s."""
+    silence: int = 120_000
+    """How long a connection may stay unready whose client is not heard at all."""
 
 
 @dataclass(frozen=True)
@@ -372,11 +374,12 @@ def _state(check: _Checker, node: yaml.Node | None) -> str:
 def _detection(check: _Checker, node: yaml.Node | None) -> Detection:
     if node is None:
         return Detection()
-    fields = check.mapping(node, "detection", (), ("heartbeat_ms", "timeout_ms", "proof_ms"))
+    fields = check.mapping(node, "detection", (), ("heartbeat_ms", "timeout_ms", "proof_ms", "silence_ms"))
     detection = Detection(
         check.integer(fields.get("heartbeat_ms"), "detection.heartbeat_ms", 1, 10_000, 20),
         check.integer(fields.get("timeout_ms"), "detection.timeout_ms", 2, 60_000, 100),
-        check.integer(fields.get("proof_ms"), "detection.proof_ms", 100, 60_000, 2000),
+        check.integer(fields.get("proof_ms"), "detection.proof_ms", 100, 60_000, 1500),
+        check.integer(fields.get("silence_ms"), "detection.silence_ms", 100, 3_600_000, 120_000),
     )
     if detection.timeout < 2 * detection.heartbeat:
         check.problem(node, "detection.timeout_ms", "must be at least two heartbeats")

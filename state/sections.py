@@ -15,12 +15,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from state.datablock import UInt32, UInt63
+from state.datablock import Header, UInt32, UInt63
 from state.errors import CheckpointRefused
 
 TCP = "tcp"
 STREAM = "stream"
 LIMIT_EXTENTS = 256
+_SEQUENCE_SPACE = 1 << 32
 
 
 class TcpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -111,3 +112,26 @@ class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
                     raise CheckpointRefused("objects", "an extent names an object that is not listed")
                 if extent.offset + extent.length > self.objects[extent.object].size:
                     raise CheckpointRefused("offset", "the object is shorter than its offset")
+
+    def check_against(self, header: Header) -> None:
+        """Raises `CheckpointRefused` with the header's field that contradicts the section, which has been checked."""
+        told = {
+            "snd_una": (header.snd_una, header.iss + 1 + self.acked),
+            "snd_nxt": (header.snd_nxt, header.iss + 1 + self.sent),
+            "rcv_nxt": (header.rcv_nxt, header.irs + 1 + self.received + self.input_ended),
+        }
+        for field, (number, count) in told.items():
+            if number != count % _SEQUENCE_SPACE:
+                raise CheckpointRefused(field, f"is {number}, and the stream stands at {count % _SEQUENCE_SPACE}")
+        if not header.object:
+            return
+        runs = [extent for extent in self.extents if extent.object is not None]
+        firsts = {
+            (header.iss + 1 + extent.position - extent.offset) % _SEQUENCE_SPACE
+            for extent in runs
+            if self.objects[extent.object or 0].identifier == header.object
+        }
+        if not firsts:
+            raise CheckpointRefused("object", f"{header.object} is not in the stream")
+        if header.object_first not in firsts:
+            raise CheckpointRefused("object_first", f"{header.object_first} is not where the stream has the object")

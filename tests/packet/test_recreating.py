@@ -29,6 +29,7 @@ import asyncio, hashlib, json, random, socket, sys
 sys.path.insert(0, sys.argv[1])
 from dataplane import repair
 from dataplane.judge import Expectation, Proof
+from dataplane.prover import Patience
 from dataplane.proving import Proving
 from state.datablock import FourTuple
 
@@ -55,9 +56,9 @@ async def take_over():
     expected = Expectation(connection, 0, snapshot.iss + 1, TOTAL, False, snapshot.irs + 1, snapshot.tcp.snd_wscale,
                            snapshot.tcp.timestamps, snapshot.tcp.tsval)
     outcome = asyncio.get_running_loop().create_future()
-    proving.prove(expected, outcome.set_result)
+    proving.prove(expected, Patience(5, 5), outcome.set_result)
     proving.turn()
-    proof = await asyncio.wait_for(outcome, 5)
+    proof = (await outcome).outcome
     assert isinstance(proof, Proof), proof
     again = repair.recreate(connection, snapshot.tcp, proof, snapshot.irs + 1, INTERFACE)
     again.setblocking(True)

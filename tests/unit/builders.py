@@ -146,6 +146,7 @@ def expectation(**changes: Any) -> Expectation:
         "snd_wscale": 7,
         "timestamps": True,
         "tsval": TSVAL,
+        "sack": True,
     }
     return Expectation(**(fields | changes))
 

@@ -53,7 +53,8 @@ state:
 detection:
   heartbeat_ms: 10
   timeout_ms: 50
-  proof_ms: 1500
+  proof_ms: 1200
+  silence_ms: 60000
 api:
   listen: 127.0.0.1:8090
   token_file: /etc/takeover/token
@@ -101,7 +102,7 @@ def test_the_example_is_read_as_it_is_written() -> None:
             Server("web2", "10.0.0.12", "s1-eth2", (), "/srv/www"),
         ),
         state="/var/lib/takeover/state.db",
-        detection=Detection(10, 50, 1500),
+        detection=Detection(10, 50, 1200, 60_000),
         api=Api(Address("127.0.0.1", 8090), "/etc/takeover/token"),
         serving=Serving(8192, 5000, 60_000, 90_000, 1000, 10, 0, access_log=False),
     )
@@ -115,7 +116,7 @@ def test_the_shipped_example_is_valid_and_its_defaults_are_the_defaults() -> Non
 def test_what_may_be_left_out_has_defaults() -> None:
     text = EXAMPLE[: EXAMPLE.index("detection:")].replace("    affinity: client\n    slots: 128\n", "")
     configuration = parse(text.replace("    mac: 02:00:00:00:01:00\n", ""))
-    assert configuration.detection == Detection(heartbeat=20, timeout=100, proof=2000)
+    assert configuration.detection == Detection(heartbeat=20, timeout=100, proof=1500, silence=120_000)
     assert configuration.api == Api(Address("127.0.0.1", 8080), None)
     assert configuration.serving == Serving(16_384, 15_000, 120_000, 300_000, 16_384, 8_192, 1_000, access_log=True)
     (vip,) = configuration.vips
@@ -186,25 +187,26 @@ def test_listening_addresses_may_be_ipv6() -> None:
         ("  embedded: /var/lib/takeover/state.db", "  redis: x", "c.yaml:28: state.redis: unknown field"),
         ("heartbeat_ms: 10", "heartbeat_ms: 0", "c.yaml:30: detection.heartbeat_ms: "),
         ("timeout_ms: 50", "timeout_ms: 19", "detection.timeout_ms: must be at least two heartbeats"),
-        ("proof_ms: 1500", "proof_ms: 99", "c.yaml:32: detection.proof_ms: "),
-        ("token_file: /etc/takeover/token", "token_file: token", "c.yaml:35: api.token_file: "),
+        ("proof_ms: 1200", "proof_ms: 99", "c.yaml:32: detection.proof_ms: "),
+        ("silence_ms: 60000", "silence_ms: 99", "c.yaml:33: detection.silence_ms: "),
+        ("token_file: /etc/takeover/token", "token_file: token", "c.yaml:36: api.token_file: "),
         ("name: web1", "name: web1\n    name: web1", "c.yaml:19: servers[0].name: given twice"),
         (
             "header_bytes: 8192",
             "header_bytes: 16385",
-            "c.yaml:37: serving.header_bytes: '16385' is not a number from 1",
+            "c.yaml:38: serving.header_bytes: '16385' is not a number from 1",
         ),
-        ("header_ms: 5000", "header_ms: 0", "c.yaml:38: serving.header_ms: "),
-        ("idle_ms: 60000", "idle_ms: never", "c.yaml:39: serving.idle_ms: "),
-        ("send_ms: 90000", "send_ms: -1", "c.yaml:40: serving.send_ms: "),
-        ("connections: 1000", "connections: 0", "c.yaml:41: serving.connections: "),
+        ("header_ms: 5000", "header_ms: 0", "c.yaml:39: serving.header_ms: "),
+        ("idle_ms: 60000", "idle_ms: never", "c.yaml:40: serving.idle_ms: "),
+        ("send_ms: 90000", "send_ms: -1", "c.yaml:41: serving.send_ms: "),
+        ("connections: 1000", "connections: 0", "c.yaml:42: serving.connections: "),
         (
             "connections_per_client: 10",
             "connections_per_client: [10]",
-            "c.yaml:42: serving.connections_per_client: must",
+            "c.yaml:43: serving.connections_per_client: must",
         ),
-        ("stop_ms: 0", "stop: 0", "c.yaml:43: serving.stop: unknown field; known are header_bytes, header_ms"),
-        ("access_log: false", "access_log: no", "c.yaml:44: serving.access_log: 'no' is not true or false"),
+        ("stop_ms: 0", "stop: 0", "c.yaml:44: serving.stop: unknown field; known are header_bytes, header_ms"),
+        ("access_log: false", "access_log: no", "c.yaml:45: serving.access_log: 'no' is not true or false"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_its_path(old: str, new: str, problem: str) -> None:
@@ -291,7 +293,7 @@ def test_all_mistakes_are_reported_together() -> None:
         "servers[1].name",
         "c.yaml:28: state.embedded",
         "c.yaml:31: detection.timeout_ms",
-        "c.yaml:33: apis: unknown field; known are",
+        "c.yaml:34: apis: unknown field; known are",
     ):
         assert path in found
 

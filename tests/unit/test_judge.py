@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane.judge import RECEIVE_WINDOW_LIMIT, Doubt, Expectation, Proof, judge
@@ -226,6 +226,65 @@ def test_the_position_is_exact_wherever_the_connection_stands(iss: int, acked: i
     assert isinstance(outcome, Proof)
     assert outcome.position == acked + moved
     assert outcome == judge(expected, [PROBE], segment)
+
+
+near = st.integers(-3, 3)
+"""How far a number lies from one that matters."""
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_what_is_believed_is_exactly_what_keeps_every_rule(data: st.DataObject) -> None:
+    """The rules, said once more in plain modular arithmetic, and segments whose numbers lie around their borders."""
+    draw = data.draw
+    iss, acked, end = draw(st.integers(0, MODULUS - 1)), draw(st.integers(0, 2**40)), 0
+    end = acked + draw(st.integers(0, 2**30))
+    closing, timestamps = draw(st.booleans()), draw(st.booleans())
+    rcv_nxt, tsval = draw(st.integers(0, MODULUS - 1)), draw(st.integers(0, MODULUS - 1))
+    probe, echo = draw(st.integers(0, MODULUS - 1)), draw(st.integers(0, MODULUS - 1))
+    at = draw(st.sampled_from([acked, end, end + 1])) + draw(near)
+    seq = rcv_nxt + draw(st.sampled_from([0, RECEIVE_WINDOW_LIMIT])) + draw(near)
+    tsecr = draw(st.sampled_from([tsval, tsval + 2**30, tsval - 2**30, echo])) + draw(near)
+    named = draw(st.sampled_from([(0, 1), (0, 1), (1, 1), (0, 2), None]))
+    flags = draw(st.sampled_from([ACK, ACK, ACK | PSH, ACK | FIN, PSH]))
+    stamped = draw(st.booleans())
+    segment = answer(
+        0,
+        0,
+        ack=Seq(iss + 1 + at),
+        seq=Seq(seq),
+        flags=flags,
+        timestamps=(7, tsecr % MODULUS) if stamped else None,
+        sack=((Seq(probe + named[0]), Seq(probe + named[0] + named[1])),) if named is not None else (),
+    )
+    expected = expectation(
+        acked=acked,
+        acked_seq=Seq(iss + 1 + acked),
+        end=end,
+        closing=closing,
+        rcv_nxt=Seq(rcv_nxt),
+        timestamps=timestamps,
+        tsval=tsval,
+    )
+    rules = [
+        flags & ACK and not flags & FIN,
+        acked <= at <= end + closing,
+        (seq - rcv_nxt) % MODULUS <= RECEIVE_WINDOW_LIMIT,
+        not timestamps or (stamped and min((tsecr - tsval) % MODULUS, (tsval - tsecr) % MODULUS) <= 2**30),
+        named == (0, 1) or (stamped and tsecr % MODULUS == echo),
+    ]
+    outcome = judge(expected, [probe], segment, [echo])
+    assert isinstance(outcome, Proof) == all(rules), (outcome, rules)
+    if isinstance(outcome, Proof):
+        assert (outcome.position, outcome.input_missing) == (at, (seq - rcv_nxt) % MODULUS)
+
+
+def test_an_echo_is_proof_without_any_block() -> None:
+    segment = answer(PROBE, 1000, sack=(), timestamps=(777, (TSVAL + 12345) % MODULUS))
+    assert judge(expectation(sack=False), [PROBE], segment) is Doubt.NO_PROOF
+    outcome = judge(expectation(sack=False), [PROBE], segment, [(TSVAL + 12345) % MODULUS])
+    assert isinstance(outcome, Proof)
+    assert judge(expectation(sack=False), [PROBE], segment, [(TSVAL + 12346) % MODULUS]) is Doubt.NO_PROOF
 
 
 def test_ten_thousand_blind_forgeries_are_not_believed() -> None:

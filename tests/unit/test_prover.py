@@ -9,7 +9,14 @@ from itertools import pairwise
 import pytest
 
 from dataplane.judge import Doubt, Expectation, Proof
-from dataplane.prover import FIRST_RETRY, LAST_RETRY, Prover, key_of, reset_segment
+from dataplane.prover import (
+    FIRST_RETRY,
+    LAST_RETRY,
+    Patience,
+    Prover,
+    key_of,
+    reset_segment,
+)
 from dataplane.segment import ACK, RST, Segment, build, parse
 from dataplane.sequence import Seq
 from tests.unit.builders import (
@@ -27,6 +34,8 @@ from tests.unit.builders import (
 )
 
 MARK = 43
+PATIENCE = Patience(speaking=1000.0, silent=2000.0)
+"""Long enough for every dialogue that is not about it."""
 
 
 class Client:
@@ -57,7 +66,7 @@ def prover(seed: int = 1) -> Prover:
 
 def waiting(now: float = 0.0, expected: Expectation | None = None) -> Prover:
     made = prover()
-    made.add(expected or expectation(), now)
+    made.add(expected or expectation(), now, PATIENCE)
     return made
 
 
@@ -178,7 +187,7 @@ def test_probing_backs_off_by_doubling_and_never_stops() -> None:
 def test_among_many_nobody_is_asked_twice_before_all_could_answer() -> None:
     made = prover()
     for port in range(1, 1001):
-        made.add(expectation(connection=four_tuple(destination_port=port)), 0.0)
+        made.add(expectation(connection=four_tuple(destination_port=port)), 0.0, PATIENCE)
     first = made.probes(0.0)
     assert {parse(packet).destination_port for packet in first} == set(range(1, 1001))
     due = made.deadline()
@@ -190,7 +199,7 @@ def test_among_many_nobody_is_asked_twice_before_all_could_answer() -> None:
 def test_each_of_many_gets_its_own_verdict() -> None:
     made = prover()
     for port in range(1, 101):
-        made.add(expectation(connection=four_tuple(destination_port=port)), 0.0)
+        made.add(expectation(connection=four_tuple(destination_port=port)), 0.0, PATIENCE)
     clients = {port: Client(SENT + port, port) for port in range(1, 101)}
     answers = [clients[parse(packet).destination_port].hears(packet) for packet in made.probes(0.0)]
     random.Random(3).shuffle(answers)
@@ -206,8 +215,8 @@ def test_each_of_many_gets_its_own_verdict() -> None:
 
 def test_one_clients_answer_does_not_prove_another_connection() -> None:
     made = prover()
-    made.add(expectation(), 0.0)
-    made.add(expectation(connection=four_tuple(destination_port=40002)), 0.0)
+    made.add(expectation(), 0.0, PATIENCE)
+    made.add(expectation(connection=four_tuple(destination_port=40002)), 0.0, PATIENCE)
     probes = {parse(packet).destination_port: parse(packet) for packet in made.probes(0.0)}
     assert made.receive(Client(SENT, 40002).says(int(probes[40001].seq)), 0.0) is None
     assert len(made) == 2
@@ -227,7 +236,7 @@ def test_what_was_given_up_is_probed_no_more_and_its_answers_are_nobodys() -> No
 
 def test_giving_one_up_leaves_the_others() -> None:
     made = waiting()
-    other = made.add(expectation(connection=four_tuple(destination_port=40002)), 0.5)
+    other = made.add(expectation(connection=four_tuple(destination_port=40002)), 0.5, PATIENCE)
     made.give_up(key_of(expectation()))
     assert made.deadline() == 0.5
     (packet,) = made.probes(0.5)
@@ -237,10 +246,10 @@ def test_giving_one_up_leaves_the_others() -> None:
 def test_a_connection_that_is_asked_again_is_probed_at_its_own_pace() -> None:
     """The stall guard asks again within milliseconds; what was still due of the first time is not due any more."""
     made = waiting()
-    made.add(expectation(connection=four_tuple(destination_port=40002)), 0.0)
+    made.add(expectation(connection=four_tuple(destination_port=40002)), 0.0, PATIENCE)
     made.probes(0.0)
     made.give_up(key_of(expectation()))
-    made.add(expectation(), 0.0)
+    made.add(expectation(), 0.0, PATIENCE)
     times = [0.0 for packet in made.probes(0.0) if parse(packet).destination_port == 40001]
     while (due := made.deadline()) is not None and due <= 0.1:
         times += [due for packet in made.probes(due) if parse(packet).destination_port == 40001]
@@ -277,7 +286,7 @@ def test_even_the_nearest_probe_ends_before_the_last_byte_that_the_client_acknow
             return 0
 
     made = Prover(Lowest())
-    made.add(expectation(acked_seq=Seq(1)), 0.0)
+    made.add(expectation(acked_seq=Seq(1)), 0.0, PATIENCE)
     (packet,) = made.probes(0.0)
     assert parse(packet).seq + 1 == 0
 
@@ -293,7 +302,7 @@ def test_the_default_randomness_cannot_be_foretold() -> None:
     seen = set()
     for _ in range(4):
         made = Prover()
-        made.add(expectation(), 0.0)
+        made.add(expectation(), 0.0, PATIENCE)
         seen.add(parse(made.probes(0.0)[0]).seq)
     assert len(seen) == 4
 

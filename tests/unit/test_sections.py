@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from state.datablock import DataBlock, Section
 from state.errors import CheckpointRefused
 from state.sections import LIMIT_EXTENTS, STREAM, TCP, Extent, ObjectRef, StreamSection, TcpSection
-from tests.unit.builders import ACKED, END, FILE, FILE_SIZE, HEAD, SENT, header, stream_section, tcp_section
+from tests.unit.builders import (
+    ACKED,
+    END,
+    FILE,
+    FILE_SIZE,
+    HEAD,
+    RCV_NXT,
+    SENT,
+    header,
+    stream_section,
+    tcp_section,
+    wire,
+)
 
 BODY = Extent(len(HEAD), FILE_SIZE, object=0, offset=0)
 
@@ -151,6 +163,54 @@ def test_an_object_that_is_shorter_than_its_extent_is_refused(offset: int, lengt
 def test_the_last_byte_of_an_object_may_be_named() -> None:
     run = Extent(len(HEAD), 1, object=0, offset=FILE_SIZE - 1)
     stream_section(sent=ACKED, extents=[Extent(0, len(HEAD), literal=HEAD), run]).check()
+
+
+# --- against the header ---
+def test_the_example_agrees_with_its_header() -> None:
+    stream_section().check_against(header())
+    stream_section(input_ended=True).check_against(header(rcv_nxt=RCV_NXT + 1))
+    stream_section().check_against(header(object="", object_first=0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"snd_una": wire(ACKED + 1)},
+        {"snd_una": wire(0)},
+        {"snd_nxt": wire(SENT - 1)},
+        {"snd_nxt": wire(END)},
+        {"rcv_nxt": RCV_NXT + 1},
+        {"rcv_nxt": 0},
+        {"object": "/other.bin"},
+        {"object_first": wire(len(HEAD) + 1)},
+        {"object_first": 0},
+    ],
+    ids=str,
+)
+def test_a_header_that_contradicts_the_stream_is_refused_with_its_fields_name(changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointRefused) as caught:
+        stream_section().check_against(header(**changes))
+    assert [caught.value.field] == list(changes)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), contiguous())
+def test_a_header_made_of_a_stream_agrees_with_it_wherever_it_wraps(iss: int, irs: int, section: StreamSection) -> None:
+    made = header(
+        iss=iss,
+        irs=irs,
+        snd_una=(iss + 1 + section.acked) % 2**32,
+        snd_nxt=(iss + 1 + section.sent) % 2**32,
+        rcv_nxt=(irs + 1 + section.received + section.input_ended) % 2**32,
+        object="",
+        object_first=0,
+    )
+    section.check_against(made)
+
+
+def test_a_range_of_an_object_is_found_by_its_first_byte_which_was_never_sent() -> None:
+    run = Extent(len(HEAD), 10, object=0, offset=700)
+    section = stream_section(sent=ACKED, extents=[Extent(0, len(HEAD), literal=HEAD), run])
+    section.check_against(header(snd_nxt=wire(ACKED), object_first=wire(len(HEAD) - 700)))
 
 
 # --- ranges ---

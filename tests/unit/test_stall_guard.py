@@ -18,29 +18,34 @@ def closed(position: int) -> Proof:
     return replace(proof(position), window=0)
 
 
+def look(watch: Watch, acked: int, sent: int) -> Step:
+    """With a flight under way, if anything is left to be sent."""
+    return watch.look(acked, min(acked + 14_480, sent), sent)
+
+
 # --- no hole ---
 def test_a_connection_that_moves_on_is_left_alone() -> None:
     watch = Watch.after(proof(START))
     assert watch.interval == FIRST_LOOK
-    assert watch.look(START + 1, SENT) is Step.LEAVE
+    assert look(watch, START + 1, SENT) is Step.LEAVE
 
 
-def test_a_connection_with_nothing_outstanding_is_left_alone() -> None:
-    assert Watch.after(proof(START)).look(START, START) is Step.LEAVE
+def test_a_connection_with_nothing_outstanding_rests_until_something_is_sent() -> None:
+    assert look(Watch.after(proof(START)), START, START) is Step.REST
 
 
 def test_a_connection_that_stands_still_is_asked_and_made_anew() -> None:
     watch = Watch.after(proof(START))
-    assert watch.look(START, SENT) is Step.PROVE
+    assert look(watch, START, SENT) is Step.PROVE
     assert watch.proven(proof(START), START, SENT) is Step.REBUILD
     watch.rebuilt(proof(START))
-    assert watch.look(START + 1, SENT) is Step.LEAVE
+    assert look(watch, START + 1, SENT) is Step.LEAVE
 
 
 def test_each_look_in_vain_comes_twice_as_late_up_to_a_limit() -> None:
     watch = Watch.after(proof(START))
     intervals = []
-    while watch.look(START, SENT) is Step.PROVE:
+    while look(watch, START, SENT) is Step.PROVE:
         intervals.append(watch.interval)
         assert len(intervals) < 100
     assert intervals[:5] == pytest.approx([FIRST_LOOK * 2**n for n in range(1, 6)])
@@ -50,14 +55,43 @@ def test_each_look_in_vain_comes_twice_as_late_up_to_a_limit() -> None:
 
 def test_a_connection_that_moved_between_the_question_and_the_answer_is_not_made_anew() -> None:
     watch = Watch.after(proof(START))
-    assert watch.look(START, SENT) is Step.PROVE
+    assert look(watch, START, SENT) is Step.PROVE
     assert watch.proven(proof(START + 500), START + 500, SENT) is Step.LOOK
 
 
 def test_a_closed_window_is_not_mended() -> None:
     watch = Watch.after(proof(START))
-    assert watch.look(START, SENT) is Step.PROVE
+    assert look(watch, START, SENT) is Step.PROVE
     assert watch.proven(closed(START), START, SENT) is Step.LOOK
+
+
+def test_while_the_window_is_closed_nobody_asks_and_patience_does_not_end() -> None:
+    """The kernel hears it open. Then the first flight leaves, and is watched like any first flight."""
+    watch = Watch.after(proof(START))
+    assert look(watch, START, SENT) is Step.PROVE
+    assert watch.proven(closed(START), START, START) is Step.LOOK
+    for _ in range(1000):
+        assert watch.look(START, START, SENT) is Step.LOOK
+        assert watch.interval == LAST_LOOK
+    assert look(watch, START, SENT) is Step.PROVE
+    assert watch.proven(proof(START), START, SENT) is Step.REBUILD
+
+
+def test_an_idle_connections_first_flight_is_watched_when_it_leaves() -> None:
+    watch = Watch.after(proof(START))
+    assert watch.look(START, START, START) is Step.REST
+    assert watch.interval == FIRST_LOOK
+    assert watch.look(START, START + 500, START + 500) is Step.PROVE
+    assert watch.proven(proof(START), START, START + 500) is Step.REBUILD
+
+
+def test_a_lost_fin_is_a_flight_too() -> None:
+    """Everything was acknowledged, and a FIN, which counts as one, is under way."""
+    watch = Watch.after(proof(START))
+    assert watch.look(START, START + 1, START + 1) is Step.PROVE
+    assert watch.proven(proof(START), START, START + 1) is Step.REBUILD
+    watch.rebuilt(proof(START))
+    assert watch.look(START + 1, START + 1, START + 1) is Step.LEAVE
 
 
 @pytest.mark.parametrize("window_open", [True, False])
@@ -74,32 +108,32 @@ def test_a_client_that_holds_bytes_beyond_a_hole_is_asked_every_millisecond() ->
     watch = Watch.after(proof(START, sacked=9000))
     for acked in (START, START, START + 1448):
         assert watch.interval == FIRST_PURSUIT
-        assert watch.look(acked, SENT) is Step.PROVE
+        assert look(watch, acked, SENT) is Step.PROVE
         assert watch.proven(proof(acked, sacked=9000), acked, 4000) is Step.LOOK
 
 
 def test_it_is_left_alone_only_when_it_is_past_all_that_the_client_held() -> None:
     watch = Watch.after(proof(START, sacked=9000))
-    assert watch.look(9000, SENT) is not Step.LEAVE
-    assert watch.look(9001, SENT) is Step.LEAVE
+    assert look(watch, 9000, SENT) is not Step.LEAVE
+    assert look(watch, 9001, SENT) is Step.LEAVE
 
 
 def test_when_the_clients_ack_jumps_the_hole_the_connection_is_made_anew_there() -> None:
     watch = Watch.after(proof(START, sacked=9000))
-    assert watch.look(START, SENT) is Step.PROVE
+    assert look(watch, START, SENT) is Step.PROVE
     jumped = proof(9000)
     assert watch.proven(jumped, START, 4000) is Step.REBUILD
     watch.rebuilt(jumped)
-    assert watch.look(9001, SENT) is Step.LEAVE
+    assert look(watch, 9001, SENT) is Step.LEAVE
 
 
 def test_a_later_answer_may_tell_of_bytes_further_on() -> None:
     """The SACK option has room for three blocks: the first answer need not name all."""
     watch = Watch.after(proof(START, sacked=9000))
-    assert watch.look(START, SENT) is Step.PROVE
+    assert look(watch, START, SENT) is Step.PROVE
     assert watch.proven(proof(START, sacked=20_000), START, 4000) is Step.LOOK
-    assert watch.look(9001, SENT) is Step.PROVE
-    assert watch.look(20_001, SENT) is Step.LEAVE
+    assert look(watch, 9001, SENT) is Step.PROVE
+    assert look(watch, 20_001, SENT) is Step.LEAVE
 
 
 def test_a_flight_that_is_lost_while_pursuing_is_sent_again() -> None:
@@ -107,7 +141,7 @@ def test_a_flight_that_is_lost_while_pursuing_is_sent_again() -> None:
     askings = 0
     step = Step.LOOK
     while step is Step.LOOK:
-        assert watch.look(START, SENT) is Step.PROVE
+        assert look(watch, START, SENT) is Step.PROVE
         step = watch.proven(proof(START, sacked=9000), START, 4000)
         askings += 1
         assert askings < 100
@@ -119,14 +153,14 @@ def test_progress_while_pursuing_is_not_a_lost_flight() -> None:
     watch = Watch.after(proof(START, sacked=9000))
     for number in range(40):
         acked = START + number // 4
-        assert watch.look(acked, SENT) is Step.PROVE
+        assert look(watch, acked, SENT) is Step.PROVE
         assert watch.proven(proof(acked, sacked=9000), acked, 4000) is Step.LOOK
 
 
 def test_pursuit_ends_and_patient_looking_follows() -> None:
     watch = Watch.after(proof(START, sacked=9000))
     acked, askings = START, 0
-    while (step := watch.look(acked, SENT)) is Step.PROVE:
+    while (step := look(watch, acked, SENT)) is Step.PROVE:
         acked, askings = acked + 1, askings + 1
         assert askings < 1000
     assert step is Step.LOOK
