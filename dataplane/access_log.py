@@ -10,6 +10,7 @@ The lines go through a queue to a thread: whoever does not read the log stops ne
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import queue
 import re
@@ -28,8 +29,12 @@ _PATH = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)?([^?#]*)")
 _log = logging.getLogger(LOGGER)
 
 
-def line(client: str, when: float, request: tuple[bytes, bytes, bytes] | None, status: int, length: int) -> str:
-    """One response's line. `request`: method, target and version; None for one that could not be read."""
+Request = tuple[bytes, bytes, bytes]
+"""Method, target and version."""
+
+
+def line(client: bytes, when: float, request: Request | None, status: int, length: int) -> str:
+    """One response's line. `client`: packed address; `when`: Unix time; no `request`: it could not be read."""
     moment = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(when))
     asked = "-"
     if request is not None:
@@ -38,10 +43,10 @@ def line(client: str, when: float, request: tuple[bytes, bytes, bytes] | None, s
         path = match[1][:_LIMIT_PATH] if match is not None else ""
         asked = f"{method} {path or '/'} HTTP/{version}"
     quoted = "".join(c if " " <= c <= "~" and c not in '"\\' else f"\\x{ord(c):02x}" for c in asked)
-    return f'{client} - - [{moment}] "{quoted}" {status} {length}'
+    return f'{ipaddress.ip_address(client)} - - [{moment}] "{quoted}" {status} {length}'
 
 
-def write(client: str, when: float, request: tuple[bytes, bytes, bytes] | None, status: int, length: int) -> None:
+def write(client: bytes, when: float, request: Request | None, status: int, length: int) -> None:
     """Log one response; cheap when the log is off."""
     if _log.isEnabledFor(logging.INFO):
         _log.info("%s", line(client, when, request, status, length))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import ipaddress
 import time
 from collections.abc import Callable
 from typing import Annotated, cast
@@ -191,9 +190,10 @@ class HttpApplication(Application):
     def _work(self) -> None:
         """Answer every request that is complete, as far as there is room for answers."""
         while not self._ended and self._stream is not None:
-            self._blocked = self._ahead >= _LIMIT_AHEAD or not self._stream.has_room()
-            if self._blocked:
-                break
+            if self._request is None:  # one whose header was taken in is answered: only here it is still known
+                self._blocked = self._ahead >= _LIMIT_AHEAD or not self._stream.has_room()
+                if self._blocked:
+                    break
             before = len(self._unread)
             try:
                 event = self._parser.next_event()
@@ -300,8 +300,7 @@ class HttpApplication(Application):
     def _write_log(self, request: h11.Request | None, status: int, length: int) -> None:
         assert self._stream is not None
         asked = (request.method, request.target, request.http_version) if request is not None else None
-        client = str(ipaddress.ip_address(self._stream.connection.destination))
-        access_log.write(client, self._clock(), asked, status, length)
+        access_log.write(self._stream.connection.destination, self._clock(), asked, status, length)
 
     def _refuse(self, status: int, sentence: str) -> None:
         """Answer with an error and close: what follows in the input cannot be trusted."""

@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from dataplane import access_log
 from dataplane.access_log import LOGGER, AccessLog, line
 from dataplane.objects import DocumentRoot
-from tests.unit.builders import document_root
+from tests.unit.builders import CLIENT, CLIENT6, document_root
 from tests.unit.http_server import FILM, GET, HEAD, Server
 
 WHEN = 1_000_000_000.9
 
 
 def target(text: bytes) -> str:
-    return line("10.0.0.7", WHEN, (b"GET", text, b"1.1"), 200, 5).split('"')[1]
+    return line(CLIENT, WHEN, (b"GET", text, b"1.1"), 200, 5).split('"')[1]
 
 
 def test_a_line_has_the_common_log_format() -> None:
     assert (
-        line("10.0.0.7", WHEN, (b"GET", b"/film.bin", b"1.1"), 206, 1000)
+        line(CLIENT, WHEN, (b"GET", b"/film.bin", b"1.1"), 206, 1000)
         == '10.0.0.7 - - [09/Sep/2001:01:46:40 +0000] "GET /film.bin HTTP/1.1" 206 1000'
     )
-    assert line("fd00::7", WHEN, None, 408, 43) == 'fd00::7 - - [09/Sep/2001:01:46:40 +0000] "-" 408 43'
+    assert line(CLIENT6, WHEN, None, 408, 43) == 'fd00::7 - - [09/Sep/2001:01:46:40 +0000] "-" 408 43'
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_only_the_path_is_shown_and_it_cannot_break_the_line(text: bytes, shown:
 
 @given(st.binary(max_size=50), st.binary(max_size=50))
 def test_whatever_is_asked_a_line_is_a_line_of_plain_text(method: bytes, text: bytes) -> None:
-    made = line("10.0.0.7", WHEN, (method, text, b"1.1"), 200, 5)
+    made = line(CLIENT, WHEN, (method, text, b"1.1"), 200, 5)
     assert made.isprintable()
     assert made.isascii()
     assert made.count('"') == 2
@@ -113,10 +113,10 @@ def test_a_reader_who_sleeps_stops_nobody_and_lines_beyond_a_limit_are_counted(
     out = Stuck()
     log = AccessLog(out)
     log.start()
-    access_log.write("10.0.0.7", WHEN, None, 200, 0)
+    access_log.write(CLIENT, WHEN, None, 200, 0)
     assert out.reached.wait(5)
     for status in range(201, 206):
-        access_log.write("10.0.0.7", WHEN, None, status, 0)
+        access_log.write(CLIENT, WHEN, None, status, 0)
     assert log.dropped == 2
     out.release.set()
     log.close()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from dataplane.sequence_map import SequenceMap
 from dataplane.stream import REFRESH_BYTES, ByteStream, Literal, Run
-from state.datablock import DataBlock
-from state.sections import STREAM, Extent, ObjectRef, StreamSection
+from state.datablock import LIMIT_BYTES, DataBlock
+from state.sections import LIMIT_EXTENTS, STREAM, Extent, ObjectRef, StreamSection
 from tests.unit.builders import (
     ACKED,
     END,
@@ -223,3 +223,32 @@ def test_the_header_names_the_last_object_that_is_planned_and_its_byte_0() -> No
     assert first + 7000 == wire(200)
     stream.map.acknowledge(3200)
     assert stream.current_object() == ("", 0)
+
+
+# --- what a checkpoint can carry ---
+def test_a_stream_is_crowded_long_before_its_checkpoint_outgrows_its_limits_and_not_once_it_is_acknowledged() -> None:
+    for plan in (lambda s: s.map.literal(b"x" * 1000), lambda s: s.map.object(BIG, 7 * s.map.end + 9, 1)):
+        stream = ByteStream(SequenceMap(ISS))
+        while not stream.crowded:
+            plan(stream)
+        assert len(stream.map.extents) <= LIMIT_EXTENTS // 2
+        made = DataBlock(header())
+        stream.checkpoint(made)
+        assert len(made.encode()) < LIMIT_BYTES // 4
+        stream.map.acknowledge(stream.map.end)
+        assert not stream.crowded
+
+
+def test_the_names_of_many_objects_are_a_crowd_too() -> None:
+    stream = ByteStream(SequenceMap(ISS))
+    for number in range(3):
+        assert not stream.crowded
+        stream.map.object(ObjectRef(f"/{number}" + "x" * 4000, 5, 0, b""), 0, 5)
+    assert stream.crowded
+
+
+def test_one_large_object_is_no_crowd() -> None:
+    assert not planned().crowded
+    stream = ByteStream(SequenceMap(ISS))
+    stream.map.object(BIG, 0, BIG.size)
+    assert not stream.crowded
