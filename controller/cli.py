@@ -16,6 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from state.configuration import Address
 from state.errors import ConfigurationError, TakeoverError
 
 FAILED, USAGE = 1, 2
@@ -179,8 +180,8 @@ def _connections(chosen: argparse.Namespace) -> int:
         block = item["checkpoint"]
         rows.append(
             {
-                "client": f"{block['destination_address']}:{block['destination_port']}",
-                "vip": f"{block['source_address']}:{block['source_port']}",
+                "client": str(Address(block["destination_address"], block["destination_port"])),
+                "vip": str(Address(block["source_address"], block["source_port"])),
                 "server": item["server"],
                 "state": item["state"],
                 "protocol": block["protocol"],

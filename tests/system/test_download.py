@@ -63,7 +63,7 @@ def test_a_healed_server_serves_new_connections(lab: Lab) -> None:
         assert server["slots"] > 0
     seen = set()
     for _ in range(64):
-        client = lab.popen("c2", ["curl", "-sS", "--limit-rate", "100", "http://vip/1k"], stdout=subprocess.DEVNULL)
+        client = lab.popen("c2", ["curl", "-sS", "--limit-rate", "10K", "http://vip/1m"], stdout=subprocess.DEVNULL)
         while not (connections := lab.connections()):
             assert client.poll() is None
         seen.add(connections[0]["server"])

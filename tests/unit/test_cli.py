@@ -240,6 +240,18 @@ def test_an_empty_list_says_none(run: Any, served: CannedApi) -> None:
     assert run("connections", "--api", served.url) == (0, ["none"], [])
 
 
+def test_a_connection_shows_its_addresses_as_a_url_would(run: Any, served: CannedApi) -> None:
+    blocks = []
+    for vip, client in (("10.0.0.100", "10.0.1.1"), ("fd00::100", "fd00::201")):
+        numbers = dict.fromkeys(("object", "object_first", "snd_nxt", "rcv_nxt", "epoch", "protocol"), 1)
+        block = {"source_address": vip, "source_port": 80, "destination_address": client, "destination_port": 40001}
+        blocks.append({"server": "s1", "state": "established", "checkpoint": block | numbers})
+    served.answers["/v1/connections"] = (200, blocks)
+    _, out, _ = run("connections", "--api", served.url)
+    assert out[2].split()[:2] == ["10.0.1.1:40001", "10.0.0.100:80"]
+    assert out[3].split()[:2] == ["[fd00::201]:40001", "[fd00::100]:80"]
+
+
 def test_status_sums_up(run: Any, served: CannedApi) -> None:
     status, out, _ = run("status", "--json", "--api", served.url)
     assert status == 0
