@@ -16,7 +16,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from state.configuration import Address
 from state.errors import ConfigurationError, TakeoverError
 
 FAILED, USAGE = 1, 2
@@ -173,6 +172,8 @@ def _servers(chosen: argparse.Namespace) -> int:
 
 
 def _connections(chosen: argparse.Namespace) -> int:
+    from state.configuration import Address
+
     query = {"server": chosen.server} if chosen.server else {}
     items = fetch_all(chosen.api, "/v1/connections", **query)
     rows = []
