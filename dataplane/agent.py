@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 
 from pyroute2 import IPRoute
 
-from dataplane import orphans, repair
+from dataplane import orphans, protocols, repair
 from dataplane.backup import Progress, Takeover, UnreadySet
 from dataplane.connection import LiveConnection, refuse_quietly
 from dataplane.controller_link import ControllerLink
-from dataplane.http import HTTP
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
 from dataplane.proving import Proving
@@ -43,15 +42,16 @@ _ACCEPTS_PER_TURN = 64
 
 _log = logging.getLogger(__name__)
 
-PROTOCOLS = {"http": HTTP}
-"""Application protocols by the name that the configuration uses."""
-
 
 class Agent:
     """The agent of one server. `run()` serves until it is cancelled."""
 
     def __init__(self, configuration: Configuration, server: Server) -> None:
+        """Raises `LocalError` when a service's protocol cannot be had."""
         self._configuration = configuration
+        self._kinds = {
+            service.protocol: protocols.find(service.protocol) for vip in configuration.vips for service in vip.services
+        }
         self._server = server
         self._sentinel = Sentinel(server.name, configuration.agents)
         self._sentinel.start()
@@ -61,7 +61,7 @@ class Agent:
         self.root = DocumentRoot(server.docroot)
         self._mac = _mac_of(server.address)
         self._registry = Registry()
-        for kind in PROTOCOLS.values():
+        for kind in self._kinds.values():
             self._registry.add(kind)
         self._listeners: list[socket.socket] = []
         self._connections: dict[FourTuple, LiveConnection] = {}
@@ -129,8 +129,13 @@ class Agent:
             sock.setblocking(False)
             try:
                 snapshot = repair.read(sock)
+                application = self._kinds[service.protocol].fresh(self.root)
             except RepairError as error:
                 _log.warning("%s", error)
+                refuse_quietly(sock)
+                continue
+            except Exception:  # the protocol's author did not foresee it; others go on
+                _log.exception("%s: no application for a new connection", service.protocol)
                 refuse_quietly(sock)
                 continue
             local = sock.getsockname()
@@ -143,7 +148,7 @@ class Agent:
                 connection,
                 ByteStream(SequenceMap(snapshot.iss)),
                 TcpLayer(snapshot.tcp, self._loop.time(), self._loop.time),
-                PROTOCOLS[service.protocol].fresh(self.root),
+                application,
                 snapshot.irs,
                 protected=service.protected,
             )
@@ -181,7 +186,7 @@ class Agent:
         self._link.overdue(now)
         if self._link.connected:
             load = os.getloadavg()[0]
-            self._link.send(messages.Heartbeat(self._beats, len(self._connections), load, lag))
+            self._link.send(messages.Heartbeat(self._beats, len(self._connections), load, lag, self._unready.counts()))
         self._loop.call_at(self._next_beat, self._beat)
 
     # --- controller_link.Orders ---
@@ -259,6 +264,7 @@ class Agent:
                 progress.proved_us,
                 progress.resumed_us,
                 progress.recreate_us,
+                progress.comparisons,
             )
         )
         if waiting == 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +19,19 @@ from typing import Protocol
 from dataplane import repair
 from dataplane.connection import Host, LiveConnection
 from dataplane.judge import Doubt, Expectation, Proof
-from dataplane.objects import ObjectMissing, OpenObject
+from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
 from dataplane.prover import Key, key_of, reset_segment
 from dataplane.proving import Proving
 from dataplane.sequence import Seq
+from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Application, Registry, TcpLayer
 from dataplane.stream import ByteStream
 from state.datablock import DataBlock, Header
 from state.errors import CheckpointRefused, TakeoverError
-from state.messages import CLOSE_MARK
+from state.messages import CLOSE_MARK, LIMIT_COMPARISONS, Comparison
 from state.sections import STREAM, TCP, ObjectRef, StreamSection, TcpSection
 
+RESUMED = "resumed"
 OBJECT_DIFFERS = "object differs at the backup"
 OBJECT_MISSING = "object missing at the backup"
 CLIENT_GONE = "client gone"
@@ -36,6 +39,8 @@ CANNOT_PROBE = "backup cannot probe"
 NO_PROOF = "no proof from the client in time"
 NOT_RECREATED = "kernel refused the connection"
 CHECKPOINT_UNUSABLE = "checkpoint unusable"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -50,6 +55,36 @@ class Unready:
     objects: dict[str, OpenObject]
     missing: set[str]
 
+    def release(self, root: DocumentRoot) -> None:
+        """Nobody will resume it."""
+        try:
+            self.application.ended()
+        except Exception:  # the protocol's author did not foresee it; other connections go on
+            _log.exception("%s: %s failed at its end", self.header.connection.id, self.header.protocol)
+        for opened in self.objects.values():
+            root.release(opened)
+
+    def comparison(self, proof: Proof | None, outcome: str) -> Comparison:
+        """What was compared with what, for those who ask later. `outcome`: `RESUMED`, or why it was reset."""
+        header, stream = self.header, self.stream
+        map_ = SequenceMap.restored(header.iss, stream.acked, stream.objects, stream.extents, stream.labels)
+        at = map_.object_at(proof.position) if proof is not None else None
+        if proof is None or at is None:
+            object_, offset, first = header.object, None, header.object_first
+        else:
+            object_, offset, first = at.identifier, at.offset, int(proof.ack - at.offset)
+        return Comparison(
+            connection=header.connection.id,
+            protocol=header.protocol,
+            outcome=outcome,
+            snd_una=header.snd_una,
+            end=int(map_.seq(map_.end)),
+            ack=int(proof.ack) if proof is not None else None,
+            object=object_,
+            offset=offset,
+            object_first=first,
+        )
+
 
 class UnreadySet:
     """Unready connections by owner and connection id."""
@@ -63,6 +98,10 @@ class UnreadySet:
 
     def count(self, owner: str) -> int:
         return len(self._owners.get(owner, ()))
+
+    def counts(self) -> dict[str, int]:
+        """Unready connections by owner."""
+        return {owner: len(known) for owner, known in self._owners.items()}
 
     def build(self, owner: str, blocks: Iterable[bytes]) -> None:
         """Make or replace unready connections. A block that is refused is counted, and an older one stays."""
@@ -85,7 +124,7 @@ class UnreadySet:
         tcp = block.section(TCP, TcpSection)
         stream = block.section(STREAM, StreamSection)
         stream.check()
-        application = self._registry.kind(header.protocol).unready(self._host.root, block)
+        application = self._application(header, block)
         objects: dict[str, OpenObject] = {}
         missing: set[str] = set()
         for ref in stream.objects:
@@ -95,6 +134,16 @@ class UnreadySet:
                 missing.add(ref.identifier)
         expected = Expectation.of(header, tcp, stream)
         return Unready(header, tcp, stream, expected, application, objects, missing)
+
+    def _application(self, header: Header, block: DataBlock) -> Application:
+        kind = self._registry.kind(header.protocol)
+        try:
+            return kind.unready(self._host.root, block)
+        except CheckpointRefused:
+            raise
+        except Exception as error:  # the protocol's author did not foresee it; other connections go on
+            _log.warning("%s: unready connection of %s", header.connection.id, header.protocol, exc_info=True)
+            raise CheckpointRefused(header.protocol, f"{type(error).__name__}: {error}") from error
 
     def forget(self, owner: str, connections: Iterable[str]) -> None:
         """These ended; no names: all of the owner's."""
@@ -111,9 +160,7 @@ class UnreadySet:
 
     def release(self, unready: Unready) -> None:
         """Nobody will resume it."""
-        unready.application.ended()
-        for opened in unready.objects.values():
-            self._host.root.release(opened)
+        unready.release(self._host.root)
 
 
 @dataclass
@@ -122,6 +169,7 @@ class Progress:
 
     resumed: list[str] = field(default_factory=list)
     reset: list[tuple[str, str]] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
     proved_us: int = 0
     resumed_us: int = 0
     recreate_us: int = 0
@@ -156,6 +204,7 @@ class Takeover:
         self._limit = proof_limit
         self._deadline: asyncio.TimerHandle | None = None
         self._began = 0.0
+        self._compared = 0
         self._progress = Progress()
         self._report_scheduled = False
 
@@ -189,17 +238,17 @@ class Takeover:
             self._reset(key, entry, proof, flaw)
             return
         if entry.expected.closing and proof.position > entry.expected.end:
-            self._done(key, entry)  # the client has everything, and the FIN
-            self._release(entry)
+            self._done(key, entry, proof)  # the client has everything, and the FIN
+            entry.release(self._host.root)
             return
         try:
             connection = self._recreate(entry, proof)
         except TakeoverError:
             self._reset(key, entry, proof, NOT_RECREATED)
             return
-        connection.resume(proof.position)
         self._adopter.adopt(connection, proof)
-        self._done(key, entry)
+        connection.resume(proof.position)
+        self._done(key, entry, proof)
 
     def _flaw(self, entry: Unready, proof: Proof) -> str | None:
         """Why the rest of the stream cannot be sent from here. What the client has already needs no object."""
@@ -243,17 +292,19 @@ class Takeover:
         if reason != CLIENT_GONE:
             self._proving.send(reset_segment(entry.expected, proof, CLOSE_MARK))
         del self._waiting[key]
-        self._release(entry)
+        entry.release(self._host.root)
         self._progress.reset.append((entry.header.connection.id, reason))
+        self._note(entry, proof, reason)
         self._schedule_report()
 
-    def _release(self, entry: Unready) -> None:
-        entry.application.ended()
-        for opened in entry.objects.values():
-            self._host.root.release(opened)
+    def _note(self, entry: Unready, proof: Proof | None, outcome: str) -> None:
+        if self._compared < LIMIT_COMPARISONS:
+            self._compared += 1
+            self._progress.comparisons.append(entry.comparison(proof, outcome))
 
-    def _done(self, key: Key, entry: Unready) -> None:
+    def _done(self, key: Key, entry: Unready, proof: Proof) -> None:
         del self._waiting[key]
+        self._note(entry, proof, RESUMED)
         self._progress.resumed.append(entry.header.connection.id)
         self._progress.resumed_us = self._elapsed()
         self._schedule_report()
@@ -280,5 +331,5 @@ class Takeover:
             self._deadline.cancel()
         for key, entry in self._waiting.items():
             self._proving.give_up(key)
-            self._release(entry)
+            entry.release(self._host.root)
         self._waiting.clear()

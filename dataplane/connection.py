@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -18,7 +19,8 @@ from dataplane import repair
 from dataplane.judge import Expectation, Proof
 from dataplane.objects import DocumentRoot, OpenObject
 from dataplane.sequence import Seq
-from dataplane.stack import Application, TcpLayer, make_block
+from dataplane.sequence_map import ObjectByte
+from dataplane.stack import Application, TcpLayer, Timer, make_block
 from dataplane.stream import ByteStream, Literal
 from state.datablock import FourTuple, Header
 from state.errors import CheckpointRefused
@@ -31,6 +33,8 @@ _SENDFILE_BYTES = 512 * 1024
 _LINGER = 30.0
 _LINGER_CHECK = 0.05
 _ABORT = struct.pack("ii", 1, 0)
+
+_log = logging.getLogger(__name__)
 
 
 class Host(Protocol):
@@ -85,23 +89,35 @@ class LiveConnection:
         self._over = False
         self._linger: asyncio.TimerHandle | None = None
         self._linger_until = 0.0
+        self._timers: list[asyncio.TimerHandle] = []
 
     # --- life ---
     def start(self) -> None:
         """A client was accepted."""
         self._loop.add_reader(self._fd, self._readable)
-        self.application.opened(self)
+        self._tell(self.application.opened, self)
         self.schedule_checkpoint()
 
     def resume(self, position: int) -> None:
         """The connection was recreated here: ready, go on."""
         if not self.stream.input_ended:
             self._loop.add_reader(self._fd, self._readable)
-        self.application.ready(self, position)
+        self._tell(self.application.ready, self, position)
         if self.stream.input_ended and not self.stream.closing:
-            self.application.input_ended()
-        self._pump()
-        self.schedule_checkpoint()
+            self._tell(self.application.input_ended)
+        if not self._over:
+            self._pump()
+            self.schedule_checkpoint()
+
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        """Call the application. What its author did not foresee ends this connection and nothing else."""
+        if self._over:
+            return
+        try:
+            call(*arguments)
+        except Exception:
+            _log.exception("%s: %s failed; the connection is reset", self.connection.id, self.application.name)
+            self.reset()
 
     def rebuild(self, proof: Proof) -> None:
         """What this kernel thinks of the connection is useless (`stall_guard`): make it anew. Raises `RepairError`."""
@@ -182,7 +198,12 @@ class LiveConnection:
 
     def _finish(self) -> None:
         self._over = True
-        self.application.ended()
+        for timer in self._timers:
+            timer.cancel()
+        try:
+            self.application.ended()
+        except Exception:
+            _log.exception("%s: %s failed at its end", self.connection.id, self.application.name)
         for opened in self._objects.values():
             self._host.root.release(opened)
         self._objects.clear()
@@ -211,7 +232,7 @@ class LiveConnection:
         if data:
             stream.received += len(data)
             if not stream.closing:
-                self.application.received(data)
+                self._tell(self.application.received, data)
         else:
             stream.input_ended = True
             self._loop.remove_reader(self._fd)
@@ -219,7 +240,7 @@ class LiveConnection:
                 self._watch_tail()
                 return
             if not stream.closing:
-                self.application.input_ended()
+                self._tell(self.application.input_ended)
         if not self._over:
             self.schedule_checkpoint()
 
@@ -250,8 +271,25 @@ class LiveConnection:
         self.schedule_checkpoint()
         return seq
 
+    def associate(self, identifier: str, offset: int = 0, length: int | None = None) -> Seq:
+        seq = self.stream.map.associate(identifier, offset, length)
+        self.schedule_checkpoint()
+        return seq
+
     def seq_of(self, identifier: str, offset: int) -> Seq:
         return self.stream.map.seq_of(identifier, offset)
+
+    def object_at(self, position: int) -> ObjectByte | None:
+        return self.stream.map.object_at(position)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = self._loop.call_later(seconds, self._tell, callback)
+        if self._over:
+            timer.cancel()
+        now = self._loop.time()
+        self._timers = [old for old in self._timers if not old.cancelled() and old.when() > now]
+        self._timers.append(timer)
+        return timer
 
     def close(self) -> None:
         self.stream.closing = True
@@ -266,6 +304,14 @@ class LiveConnection:
     @property
     def unsent(self) -> int:
         return self.stream.map.end - self.stream.sent
+
+    @property
+    def unacknowledged(self) -> int:
+        try:
+            acked = self.acked_position()
+        except OSError:  # the kernel has nothing of the connection any more
+            acked = self.stream.map.acked
+        return self.stream.map.end - max(acked, self.stream.map.acked)
 
     def _digest_known(self, old: ObjectRef, new: ObjectRef) -> None:
         if not self._over and self.stream.map.update_object(old, new):
@@ -283,24 +329,33 @@ class LiveConnection:
         if self._over:
             return
         end, closing = self.stream.map.end, self.stream.closing
-        if not self._protected:
-            self._stored(end, closing)
-            return
         try:
-            block = self.block()
-        except CheckpointRefused:
+            self._learn_acknowledged()
+            block = self.block() if self._protected else None
+        except CheckpointRefused as error:
+            _log.warning("%s: %s; the connection is reset", self.connection.id, error)
             self.reset()
             return
         except OSError:
             self._end()
             return
-        self._host.store(block, lambda: self._stored(end, closing))
+        except Exception:
+            _log.exception("%s: checkpoint of %s failed; reset", self.connection.id, self.application.name)
+            self.reset()
+            return
+        if block is None:
+            self._stored(end, closing)
+        else:
+            self._host.store(block, lambda: self._stored(end, closing))
+
+    def _learn_acknowledged(self) -> None:
+        """Forget what the client has. Raises `OSError` when the kernel has no such connection any more."""
+        self.stream.map.acknowledge(max(self.stream.map.acked, self.acked_position()))
 
     def block(self) -> bytes:
         """The checkpoint of this moment. Raises `CheckpointRefused` when it grew beyond its limits."""
         stream = self.stream
-        stream.map.acknowledge(max(stream.map.acked, stream.sent - self._unacknowledged()))
-        if len(stream.map.extents) > LIMIT_EXTENTS:
+        if len(stream.map.extents) > LIMIT_EXTENTS or len(stream.map.labels) > LIMIT_EXTENTS:
             raise CheckpointRefused("extents", "too many in flight")
         self._serial += 1
         identifier, first = stream.current_object()
@@ -374,7 +429,7 @@ class LiveConnection:
                 if self._closing_stored and not self._shut:
                     self._shut_down()
             elif sent_any:
-                self.application.drained()
+                self._tell(self.application.drained)
 
     def _shut_down(self) -> None:
         """All was said: FIN, with the mark. The checkpoint stays until the client has everything."""

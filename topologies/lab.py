@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,8 +55,10 @@ class Lab:
         state: str = "embedded",
         docroots: dict[str, str] | None = None,
         both: bool = False,
+        services: Mapping[int | str, str] | None = None,
     ) -> None:
-        """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection."""
+        """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection.
+        `services`: protocols by port, beside HTTP on port 80, for example `{7000: "mypackage.module:KIND"}`."""
         if servers < 1 or clients < 1 or servers > 32 or clients > 32:
             raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
         if state != "embedded":
@@ -67,6 +70,7 @@ class Lab:
         self._make_objects = docroot is None
         self._docroots = docroots or {}
         self._both = both
+        self._services = services or {}
         self._config_file = config
         self._given = configuration_.load(config) if config is not None else None
         self._record = Record()
@@ -146,6 +150,8 @@ class Lab:
         services = "{port: 80, protocol: http}"
         if self._both:
             services += ", {port: 81, protocol: http, protected: false}"
+        for port, protocol in self._services.items():
+            services += f", {{port: {port}, protocol: {json.dumps(protocol)}}}"
         text = f"""# Made by the lab.
 switch: {{bridge: {vip.BRIDGE}, listen: "127.0.0.1:6653"}}
 agents: {{listen: "{_CONTROLLER}:{_AGENTS_PORT}"}}
