@@ -516,7 +516,7 @@ class Conductor:
         """What this server was given as a backup is gone with its life or its connection."""
         for other in self.servers.values():
             if other.backup == name:
-                other.backup = None
+                other.backup, other.unready = None, 0
 
     def _blocks_for(self, backup: str, owner: str) -> list[Action]:
         """Everything that `owner` is responsible for, in messages of bounded size."""

@@ -10,8 +10,9 @@ After the last line the server closes. A request that is not understood is answe
 All lines together, from line 0 on and without end, are one object, `ticker`. So every byte that is sent has a place in
 it: line 5 begins at `offset_of(5)`, whoever sends it. `START` associates the next byte of the stream with that place.
 
-What a backup must know is in the section: the request as far as it came, the next line, the last, and the pace. Section
-and planned lines are of one checkpoint. So a line is either planned there, and sent from there, or it is still the next.
+What a backup must know is in the section: the request as far as it came, the next line, the last, and the pace. It is
+of the same checkpoint as the lines that are planned. So a line is either planned there, and sent from there, or it is
+still the next.
 
     services:
       - {port: 7000, protocol: "dataplane.examples.ticker:TICKER"}
@@ -103,11 +104,11 @@ class Ticker(Application):
         if words[:1] != [b"START"] or len(numbers) != len(words) - 1 or len(numbers) not in (2, 3):
             self._refuse(b"say START, the first line's number, how many lines, and perhaps milliseconds")
             return
-        first, count, self._milliseconds = (*numbers, 100)[:3]
-        if count < 1 or first + count > LINE_LIMIT or not 1 <= self._milliseconds <= 60_000:
+        first, count, milliseconds = (*numbers, 100)[:3]
+        if count < 1 or first + count > LINE_LIMIT or not 1 <= milliseconds <= 60_000:
             self._refuse(b"from 1 line up to line 10**12, 1 to 60000 milliseconds apart")
             return
-        self._request, self._next, self._end = b"", first, first + count
+        self._request, self._next, self._end, self._milliseconds = b"", first, first + count, milliseconds
         self._stream.associate(OBJECT, offset_of(first))
         self._tick()
 
