@@ -65,6 +65,8 @@ class Lab:
             raise LabError(f"state {state!r} is not known: only embedded is")
         if docroot is not None and not Path(docroot).is_dir():
             raise LabError(f"document root {docroot} is not a directory")
+        if services and config is not None:
+            raise LabError("a configuration of your own names its services itself")
         self._server_count, self._client_count = servers, clients
         self._docroot = Path(docroot).resolve() if docroot is not None else FOLDER / "www"
         self._make_objects = docroot is None

@@ -61,5 +61,5 @@ def test_a_protocol_of_ones_own_associates_bytes_that_it_has_not_even_made(
     # Line 10,009 was written 440 ms later; its number followed from what was associated with the first.
     first_of_last = Seq(block["object_first"]) + offset_of(10_009)
     assert Seq(block["snd_nxt"]) < first_of_last
-    (carrier,) = [s for s in wire.data(ticking.port) if s.segment.seq == first_of_last]
-    assert carrier.segment.payload == line(10_009)
+    carriers = [s.segment.payload for s in wire.data(ticking.port) if s.segment.seq == first_of_last]
+    assert carriers and set(carriers) == {line(10_009)}

@@ -48,10 +48,11 @@ class Capture:
     def stop(self) -> None:
         # tcpdump leaves what it has not read yet when it is ended: wait for a packet that was sent last.
         self.lab.run(self.client, ["bash", "-c", f"echo {_LAST.decode()} > /dev/udp/vip/9"], check=True)
-        limit = time.monotonic() + _FLUSH_SECONDS
-        while _LAST not in self._tail():
-            assert time.monotonic() < limit, "the capture does not end"
-            time.sleep(0.005)
+        limit, tail = time.monotonic() + _FLUSH_SECONDS, b""
+        with open(self.file, "rb") as file:
+            while _LAST not in (tail := tail[-len(_LAST) :] + file.read()):
+                assert time.monotonic() < limit, "the capture does not end"
+                time.sleep(0.005)
         self.process.terminate()
         assert self.process.stderr is not None
         said = self.process.stderr.read()
@@ -62,11 +63,6 @@ class Capture:
                 continue
             sender = self.names.get(frame[6:12], frame[6:12].hex(":"))
             self.seen.append(Seen(meta.sec * 10**9 + meta.usec * 1000, sender, tcp.parse(frame[_ETHERNET:])))
-
-    def _tail(self) -> bytes:
-        with open(self.file, "rb") as file:
-            file.seek(max(0, self.file.stat().st_size - 4096))
-            return file.read()
 
     def of(self, port: int) -> list[Seen]:
         """Those of the connection from this client's port."""
