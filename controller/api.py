@@ -121,7 +121,7 @@ class Takeovers:
         takeover = self._history.get(number)
         if takeover is None:
             raise falcon.HTTPNotFound(description=f"there is no takeover {number}")
-        response.media = views.takeover(takeover)
+        response.media = views.takeover_in_full(takeover)
 
 
 class Events:

@@ -90,9 +90,10 @@ def _controller(chosen: argparse.Namespace) -> int:
 
 
 def _agent(chosen: argparse.Namespace) -> int:
+    from dataplane import protocols
     from state import configuration
 
-    config = configuration.load(chosen.config)
+    config = configuration.load(chosen.config, protocols.problem)
     server = config.server(chosen.name)
     if server is None:
         known = ", ".join(s.name for s in config.servers)
@@ -104,9 +105,10 @@ def _agent(chosen: argparse.Namespace) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> int:
+    from dataplane import protocols
     from state import configuration
 
-    config = configuration.load(chosen.file)
+    config = configuration.load(chosen.file, protocols.problem)
     print(f"{chosen.file}: valid: {len(config.vips)} VIPs, {len(config.servers)} servers")
     return 0
 

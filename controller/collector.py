@@ -22,6 +22,8 @@ class Record:
     responsible: str
     settled: bool = True
     """The responsible server has made a checkpoint of its own in its present life: the connection lives there."""
+    received_ns: int = 0
+    """When this controller received it (claim 19): nanoseconds, wall clock; 0 if an earlier life of it did."""
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Collector:
         self.taken = 0
         self.taken_bytes = 0
 
-    def take(self, server: str, incarnation: int, blocks: Iterable[bytes]) -> Intake:
+    def take(self, server: str, incarnation: int, blocks: Iterable[bytes], received_ns: int = 0) -> Intake:
         """Blocks that a server sent. Those that are refused are counted; the others stand."""
         intake = Intake([], [])
         for block in blocks:
@@ -54,7 +56,7 @@ class Collector:
                 intake.refused.append(error)
                 continue
             name = header.connection.id
-            self._put(name, Record(header, block, server))
+            self._put(name, Record(header, block, server, received_ns=received_ns))
             self.taken += 1
             self.taken_bytes += len(block)
             intake.accepted.append((name, server, block))

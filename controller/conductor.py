@@ -100,7 +100,7 @@ class ServerState:
     lag: float = 0.0
     backup: str | None = None
     unready: int = 0
-    """Unready connections that its backup has built, as of the last synchronisation."""
+    """Unready connections that its backup holds of it (claim 14), as of the backup's last heartbeat."""
 
     @property
     def up(self) -> bool:
@@ -325,6 +325,9 @@ class Conductor:
         self.detector.heard(name, now)
         if isinstance(message, messages.Heartbeat):
             server.connections, server.load, server.lag = message.connections, message.load, message.lag
+            for owner, unready in message.unready.items():
+                if owner in self.servers and self.servers[owner].backup == name:
+                    self.servers[owner].unready = unready
             return []
         if isinstance(message, messages.Prepared):
             if message.owner in self.servers:
@@ -503,7 +506,7 @@ class Conductor:
                 continue
             if server.backup is not None and self.servers[server.backup].up:
                 actions.append(Send(server.backup, messages.Forget(server.name, [])))
-            server.backup = backup
+            server.backup, server.unready = backup, 0
             if backup is not None:
                 actions += self._blocks_for(backup, server.name)
                 actions.append(Send(backup, messages.Synchronised(server.name)))
@@ -513,7 +516,7 @@ class Conductor:
         """What this server was given as a backup is gone with its life or its connection."""
         for other in self.servers.values():
             if other.backup == name:
-                other.backup = None
+                other.backup, other.unready = None, 0
 
     def _blocks_for(self, backup: str, owner: str) -> list[Action]:
         """Everything that `owner` is responsible for, in messages of bounded size."""

@@ -195,7 +195,7 @@ class Runtime:
                 eventlet.sleep(0)
             server = self.conductor.servers[name]
             blocks = [block for store in portion for block in store.blocks]
-            intake = self.conductor.collector.take(name, server.incarnation, blocks)
+            intake = self.conductor.collector.take(name, server.incarnation, blocks, time.time_ns())
             self.conductor.detector.heard(name, time.monotonic())
             for refused in intake.refused:
                 _log.warning("%s: %s", name, refused)

@@ -6,7 +6,7 @@ import enum
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from state.messages import Resumed
+from state.messages import LIMIT_COMPARISONS, Comparison, Resumed
 
 
 class Phase(enum.Enum):
@@ -47,6 +47,8 @@ class Takeover:
     proved_us: int = 0
     resumed_us: int = 0
     recreate_us: int = 0
+    comparisons: list[Comparison] = field(default_factory=list)
+    """Of the first connections that were decided, at most `LIMIT_COMPARISONS`."""
 
     def inherited(self, heir: str) -> None:
         """A server came up that can take the connections which waited for one."""
@@ -69,6 +71,7 @@ class Takeover:
         self.proved_us = max(self.proved_us, report.proved_us)
         self.resumed_us = max(self.resumed_us, report.resumed_us)
         self.recreate_us += report.recreate_us
+        self.comparisons += report.comparisons[: LIMIT_COMPARISONS - len(self.comparisons)]
         if report.waiting == 0:
             self.phase = Phase.DONE
             self.finished = now

@@ -10,7 +10,8 @@ from controller.collector import Record
 from controller.conductor import Conductor, ServerState
 from controller.takeover import Takeover
 from state.datablock import DataBlock
-from state.sections import STREAM, TCP, StreamSection, TcpSection
+from state.messages import Comparison
+from state.sections import STREAM, TCP, Label, StreamSection, TcpSection
 
 View = dict[str, Any]
 
@@ -70,6 +71,7 @@ def connection(name: str, record: Record) -> View:
             "epoch": header.epoch,
             "serial": header.serial,
             "time": _time(header.time),
+            "received_at": _time(record.received_ns) if record.received_ns else None,
             "source_address": str(ipaddress.ip_address(four.source)),
             "source_port": four.source_port,
             "destination_address": str(ipaddress.ip_address(four.destination)),
@@ -115,6 +117,7 @@ def connection_in_full(name: str, record: Record) -> View:
             }
             for extent in stream.extents
         ],
+        "labels": [{field: getattr(label, field) for field in Label.__struct_fields__} for label in stream.labels],
     }
     return view
 
@@ -136,6 +139,15 @@ def takeover(record: Takeover) -> View:
         "phases_ms": record.phases_ms(),
         "recreate_us": record.recreate_us,
     }
+
+
+def takeover_in_full(record: Takeover) -> View:
+    """The same with what was compared for its first connections (claim 1)."""
+    view = takeover(record)
+    view["comparisons"] = [
+        {field: getattr(compared, field) for field in Comparison.__struct_fields__} for compared in record.comparisons
+    ]
+    return view
 
 
 def _time(nanoseconds: int) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 
 from pyroute2 import IPRoute
 
-from dataplane import access_log, admission, http, orphans, repair
+from dataplane import access_log, admission, orphans, protocols, repair
 from dataplane.access_log import AccessLog
 from dataplane.admission import Admission
 from dataplane.backup import Progress, Takeover, UnreadySet
@@ -55,15 +55,18 @@ _REFUSALS_SAID = 10.0
 
 _log = logging.getLogger(__name__)
 
-PROTOCOLS = {"http": http.kind}
-"""Application protocols by the name that the configuration uses, made with the configuration's limits."""
-
 
 class Agent:
     """The agent of one server. `run()` serves until it is cancelled, or ends in good order after SIGTERM."""
 
     def __init__(self, configuration: Configuration, server: Server) -> None:
+        """Raises `LocalError` when a service's protocol cannot be had."""
         self._configuration = configuration
+        self._kinds = {
+            service.protocol: protocols.find(service.protocol, configuration.serving)
+            for vip in configuration.vips
+            for service in vip.services
+        }
         self._server = server
         self._sentinel = Sentinel(server.name, configuration.agents)
         self._sentinel.start()
@@ -72,9 +75,8 @@ class Agent:
         self.epoch = 0
         self.root = DocumentRoot(server.docroot)
         self.interface, self._mac = _interface_of(server.address)
-        self._protocols = {name: kind(configuration.serving) for name, kind in PROTOCOLS.items()}
         self._registry = Registry()
-        for kind in self._protocols.values():
+        for kind in self._kinds.values():
             self._registry.add(kind)
         self._refusals_said = 0.0
         self._listeners: list[tuple[socket.socket, Service]] = []
@@ -197,8 +199,13 @@ class Agent:
                 continue
             try:
                 snapshot = repair.read(sock)
+                application = self._kinds[service.protocol].fresh(self.root)
             except RepairError as error:
                 _log.warning("%s", error)
+                refuse_quietly(sock)
+                continue
+            except Exception:  # the protocol's author did not foresee it; others go on
+                _log.exception("%s: no application for a new connection", service.protocol)
                 refuse_quietly(sock)
                 continue
             local = sock.getsockname()
@@ -211,7 +218,7 @@ class Agent:
                 connection,
                 ByteStream(SequenceMap(snapshot.iss)),
                 TcpLayer(snapshot.tcp, self._loop.time(), self._loop.time),
-                self._protocols[service.protocol].fresh(self.root),
+                application,
                 snapshot.irs,
                 protected=service.protected,
             )
@@ -263,7 +270,7 @@ class Agent:
         self._link.overdue(now)
         if self._link.connected:
             load = os.getloadavg()[0]
-            self._link.send(messages.Heartbeat(self._beats, len(self._connections), load, lag))
+            self._link.send(messages.Heartbeat(self._beats, len(self._connections), load, lag, self._unready.counts()))
         self._loop.call_at(self._next_beat, self._beat)
 
     # --- controller_link.Orders ---
@@ -351,6 +358,7 @@ class Agent:
                 progress.proved_us,
                 progress.resumed_us,
                 progress.recreate_us,
+                progress.comparisons,
             )
         )
         if waiting == 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +19,19 @@ from typing import Protocol
 from dataplane import repair
 from dataplane.connection import Host, LiveConnection
 from dataplane.judge import Doubt, Expectation, Proof
-from dataplane.objects import ObjectMissing, OpenObject
+from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
 from dataplane.prover import Key, Patience, Verdict, key_of, nudge_segment, reset_segment
 from dataplane.proving import Proving
 from dataplane.sequence import Seq
+from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Application, Registry, TcpLayer
 from dataplane.stream import ByteStream
 from state.datablock import DataBlock, Header
 from state.errors import CheckpointRefused, TakeoverError
-from state.messages import CLOSE_MARK
+from state.messages import CLOSE_MARK, LIMIT_COMPARISONS, Comparison
 from state.sections import STREAM, TCP, ObjectRef, StreamSection, TcpSection
 
+RESUMED = "resumed"
 OBJECT_DIFFERS = "object differs at the backup"
 OBJECT_MISSING = "object missing at the backup"
 CLIENT_GONE = "client gone"
@@ -41,6 +44,8 @@ _REASONS = {Doubt.GONE: CLIENT_GONE, Doubt.SILENT: CLIENT_SILENT, Doubt.UNPROVEN
 _NUDGES = (0.3, 1.2)
 """Seconds after a reset at which the client is nudged, in case the RST did not reach it or was not where it stands. By
 then the shared state has forgotten the connection, so that the close gate lets the kernel's own RST out."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -55,6 +60,36 @@ class Unready:
     objects: dict[str, OpenObject]
     missing: set[str]
 
+    def release(self, root: DocumentRoot) -> None:
+        """Nobody will resume it."""
+        try:
+            self.application.ended()
+        except Exception:  # the protocol's author did not foresee it; other connections go on
+            _log.exception("%s: %s failed at its end", self.header.connection.id, self.header.protocol)
+        for opened in self.objects.values():
+            root.release(opened)
+
+    def comparison(self, proof: Proof | None, outcome: str) -> Comparison:
+        """What was compared with what, for those who ask later. `outcome`: `RESUMED`, or why it was reset."""
+        header, stream = self.header, self.stream
+        map_ = SequenceMap.restored(header.iss, stream.acked, stream.objects, stream.extents, stream.labels)
+        at = map_.object_at(proof.position) if proof is not None else None
+        if proof is None or at is None:
+            object_, offset, first = header.object, None, header.object_first
+        else:
+            object_, offset, first = at.identifier, at.offset, int(proof.ack - at.offset)
+        return Comparison(
+            connection=header.connection.id,
+            protocol=header.protocol,
+            outcome=outcome,
+            snd_una=header.snd_una,
+            end=int(map_.seq(map_.end)),
+            ack=int(proof.ack) if proof is not None else None,
+            object=object_,
+            offset=offset,
+            object_first=first,
+        )
+
 
 class UnreadySet:
     """Unready connections by owner and connection id."""
@@ -68,6 +103,10 @@ class UnreadySet:
 
     def count(self, owner: str) -> int:
         return len(self._owners.get(owner, ()))
+
+    def counts(self) -> dict[str, int]:
+        """Unready connections by owner."""
+        return {owner: len(known) for owner, known in self._owners.items()}
 
     def build(self, owner: str, blocks: Iterable[bytes]) -> None:
         """Make or replace unready connections. A block that is refused is counted, and an older one stays."""
@@ -93,7 +132,7 @@ class UnreadySet:
         stream = block.section(STREAM, StreamSection)
         stream.check()
         stream.check_against(header)
-        application = self._registry.kind(header.protocol).unready(self._host.root, block)
+        application = self._application(header, block)
         objects: dict[str, OpenObject] = {}
         missing: set[str] = set()
         for ref in stream.objects:
@@ -103,6 +142,16 @@ class UnreadySet:
                 missing.add(ref.identifier)
         expected = Expectation.of(header, tcp, stream)
         return Unready(header, tcp, stream, expected, application, objects, missing)
+
+    def _application(self, header: Header, block: DataBlock) -> Application:
+        kind = self._registry.kind(header.protocol)
+        try:
+            return kind.unready(self._host.root, block)
+        except CheckpointRefused:
+            raise
+        except Exception as error:  # the protocol's author did not foresee it; other connections go on
+            _log.warning("%s: unready connection of %s", header.connection.id, header.protocol, exc_info=True)
+            raise CheckpointRefused(header.protocol, f"{type(error).__name__}: {error}") from error
 
     def forget(self, owner: str, connections: Iterable[str]) -> None:
         """These ended; no names: all of the owner's."""
@@ -119,9 +168,7 @@ class UnreadySet:
 
     def release(self, unready: Unready) -> None:
         """Nobody will resume it."""
-        unready.application.ended()
-        for opened in unready.objects.values():
-            self._host.root.release(opened)
+        unready.release(self._host.root)
 
 
 def _check_newer(header: Header, known: Header) -> None:
@@ -139,6 +186,7 @@ class Progress:
 
     resumed: list[str] = field(default_factory=list)
     reset: list[tuple[str, str]] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
     proved_us: int = 0
     resumed_us: int = 0
     recreate_us: int = 0
@@ -177,6 +225,7 @@ class Takeover:
         self._late: dict[Key, asyncio.TimerHandle] = {}
         """Live here already, but input that their clients have sent is missing."""
         self._began = 0.0
+        self._compared = 0
         self._progress = Progress()
         self._report_scheduled = False
 
@@ -197,7 +246,7 @@ class Takeover:
         entry = self._waiting.pop(key, None)
         if entry is not None:
             self._proving.give_up(key)
-            self._release(entry)
+            entry.release(self._host.root)
             self._schedule_report()
 
     def _decide(self, key: Key, verdict: Verdict) -> None:
@@ -214,8 +263,8 @@ class Takeover:
         if entry.expected.closing and proof.position > entry.expected.end:
             # The client has everything, and the FIN; what it still says, the kernel answers with RST.
             del self._waiting[key]
-            self._release(entry)
-            self._resumed(entry)
+            entry.release(self._host.root)
+            self._resumed(entry, proof)
             self._adopter.over(entry.header.connection.id)
             return
         try:
@@ -226,28 +275,30 @@ class Takeover:
         del self._waiting[key]
         self._adopter.adopt(connection, proof)
         if proof.input_missing:
-            self._late[key] = self._loop.call_later(self._patience.speaking, self._input_lost, key, entry, connection)
-            connection.expect_input(proof.input_missing, functools.partial(self._input, key, entry))
+            self._late[key] = self._loop.call_later(
+                self._patience.speaking, self._input_lost, key, entry, proof, connection
+            )
+            connection.expect_input(proof.input_missing, functools.partial(self._input, key, entry, proof))
         connection.resume(proof.position)
         if not proof.input_missing:
-            self._resumed(entry)
+            self._resumed(entry, proof)
 
-    def _input(self, key: Key, entry: Unready, arrived: bool) -> None:
+    def _input(self, key: Key, entry: Unready, proof: Proof, arrived: bool) -> None:
         """Input that was missing is here, or the connection ended before it came."""
         timer = self._late.pop(key, None)
         if timer is None:
             return  # it was reset for want of it, or this server was fenced
         timer.cancel()
         if arrived:
-            self._resumed(entry)
+            self._resumed(entry, proof)
         else:
-            self._count_reset(entry, CLIENT_GONE)
+            self._count_reset(entry, proof, CLIENT_GONE)
 
-    def _input_lost(self, key: Key, entry: Unready, connection: LiveConnection) -> None:
+    def _input_lost(self, key: Key, entry: Unready, proof: Proof, connection: LiveConnection) -> None:
         """The client does not send it again: the dead server's kernel had acknowledged it."""
         del self._late[key]
         connection.reset()
-        self._count_reset(entry, INPUT_LOST)
+        self._count_reset(entry, proof, INPUT_LOST)
 
     def _flaw(self, entry: Unready, proof: Proof) -> str | None:
         """Why the rest of the stream cannot be sent from here. What the client has already needs no object."""
@@ -293,19 +344,21 @@ class Takeover:
             for later in _NUDGES:
                 self._loop.call_later(later, self._proving.send, nudge_segment(entry.expected))
         del self._waiting[key]
-        self._release(entry)
-        self._count_reset(entry, reason)
+        entry.release(self._host.root)
+        self._count_reset(entry, standing, reason)
 
-    def _count_reset(self, entry: Unready, reason: str) -> None:
+    def _count_reset(self, entry: Unready, proof: Proof | None, reason: str) -> None:
         self._progress.reset.append((entry.header.connection.id, reason))
+        self._note(entry, proof, reason)
         self._schedule_report()
 
-    def _release(self, entry: Unready) -> None:
-        entry.application.ended()
-        for opened in entry.objects.values():
-            self._host.root.release(opened)
+    def _note(self, entry: Unready, proof: Proof | None, outcome: str) -> None:
+        if self._compared < LIMIT_COMPARISONS:
+            self._compared += 1
+            self._progress.comparisons.append(entry.comparison(proof, outcome))
 
-    def _resumed(self, entry: Unready) -> None:
+    def _resumed(self, entry: Unready, proof: Proof) -> None:
+        self._note(entry, proof, RESUMED)
         self._progress.resumed.append(entry.header.connection.id)
         self._progress.resumed_us = self._elapsed()
         self._schedule_report()
@@ -328,7 +381,7 @@ class Takeover:
         """This server was fenced: connections that still wait are forgotten without a word."""
         for key, entry in self._waiting.items():
             self._proving.give_up(key)
-            self._release(entry)
+            entry.release(self._host.root)
         self._waiting.clear()
         for timer in self._late.values():
             timer.cancel()

@@ -19,6 +19,7 @@ from dataplane import repair
 from dataplane.judge import Expectation, Proof
 from dataplane.objects import DocumentRoot, OpenObject
 from dataplane.sequence import Seq
+from dataplane.sequence_map import ObjectByte
 from dataplane.stack import Application, TcpLayer, Timer, make_block
 from dataplane.stream import ByteStream, Literal
 from state.datablock import FourTuple, Header
@@ -336,8 +337,16 @@ class LiveConnection:
         self.schedule_checkpoint()
         return seq
 
+    def associate(self, identifier: str, offset: int = 0, length: int | None = None) -> Seq:
+        seq = self.stream.map.associate(identifier, offset, length)
+        self.schedule_checkpoint()
+        return seq
+
     def seq_of(self, identifier: str, offset: int) -> Seq:
         return self.stream.map.seq_of(identifier, offset)
+
+    def object_at(self, position: int) -> ObjectByte | None:
+        return self.stream.map.object_at(position)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         timer = self._loop.call_later(seconds, self._tell, callback)
@@ -402,24 +411,38 @@ class LiveConnection:
         if self._over:
             return
         end, closing = self.stream.map.end, self.stream.closing
-        if not self._protected:
-            self._stored(end, closing)
-            return
         try:
-            block = self.block()
-        except CheckpointRefused:
+            if self._protected:
+                block = self.block()
+            else:
+                block = None
+                self._learn_acknowledged()
+        except CheckpointRefused as error:
+            _log.warning("%s: %s; the connection is reset", self.connection.id, error)
             self.reset()
             return
         except OSError:
             self._end()
             return
-        self._host.store(block, lambda: self._stored(end, closing))
+        except Exception:
+            _log.exception("%s: checkpoint of %s failed; reset", self.connection.id, self.application.name)
+            self.reset()
+            return
+        if block is None:
+            self._stored(end, closing)
+        else:
+            self._host.store(block, lambda: self._stored(end, closing))
+
+    def _learn_acknowledged(self) -> None:
+        """Forget what the client has. Raises `OSError` when the kernel has no such connection any more."""
+        stream = self.stream
+        stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
 
     def block(self) -> bytes:
         """The checkpoint of this moment. Raises `CheckpointRefused` when it grew beyond its limits."""
+        self._learn_acknowledged()
         stream = self.stream
-        stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
-        if len(stream.map.extents) > LIMIT_EXTENTS:
+        if len(stream.map.extents) > LIMIT_EXTENTS or len(stream.map.labels) > LIMIT_EXTENTS:
             raise CheckpointRefused("extents", "too many in flight")
         self._serial += 1
         identifier, first = stream.current_object()

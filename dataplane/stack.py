@@ -6,10 +6,11 @@ stack builds one data block and hands it down; **every layer appends its own sec
 On a backup the same stack runs the other way. `Application.unready` builds an application from a data block long
 before any failure: it must not send anything. After a takeover, once the client's ACK has been compared with the
 checkpoint, every application is told `ready(stream, position)`, and sending goes on at exactly that byte: the stream
-already knows which object's byte it is.
+already knows which object's byte it is (`Stream.object_at`).
 
-To write a protocol of one's own: subclass `Application`, register it with `Registry.add`, and keep two rules. All that
-the protocol must know after a takeover is in its section. All that it sends is planned through its `Stream`.
+To write a protocol of one's own: subclass `Application`, make an `ApplicationKind` of it, name that in the
+configuration (`protocol: "mypackage.module:KIND"`), and keep two rules. All that the protocol must know after a
+takeover is in its section. All that it sends is planned through its `Stream`. `docs/server-authors.md` shows how.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import ClassVar, Protocol
 
 from dataplane.objects import DocumentRoot, OpenObject
 from dataplane.sequence import Seq
+from dataplane.sequence_map import ObjectByte
 from state.datablock import DataBlock, FourTuple, Header
-from state.errors import CheckpointRefused
-from state.sections import TCP, ObjectRef, TcpSection
+from state.errors import CheckpointRefused, LocalError
+from state.sections import STREAM, TCP, TcpSection
 
 
 class Layer(Protocol):
@@ -47,13 +49,33 @@ class Stream(Protocol):
     def connection(self) -> FourTuple: ...
 
     def write(self, data: bytes) -> Seq:
-        """Plan literal bytes. They are part of the checkpoint: keep them short. Returns their first sequence number."""
+        """Plan literal bytes. Returns the current or *future* sequence number of the first.
+
+        They are part of the checkpoint until the client has acknowledged them. A checkpoint holds at most 64 KiB
+        (`state.datablock.LIMIT_BYTES`): a connection with more than that is reset, so look at `unacknowledged` first.
+        """
 
     def send_object(self, opened: OpenObject, offset: int, length: int) -> Seq:
-        """Plan a run of an object's bytes. Returns the current or *future* sequence number of byte `offset`."""
+        """Plan a run of a file's bytes, which the kernel sends: no limit. `opened` is the connection's from now on.
+
+        Returns the current or *future* sequence number of byte `offset`. Raises `MapError` if the object has not so
+        many bytes.
+        """
+
+    def associate(self, identifier: str, offset: int = 0, length: int | None = None) -> Seq:
+        """Say that the next byte that is planned, yet to be written, is byte `offset` of an object of this name
+        (claim 22). What is written then goes on with it: for `length` bytes, or until the next `associate` or
+        `send_object`. The association is part of every checkpoint.
+
+        Returns the byte's current or *future* send sequence number. Raises `MapError` for a name that is empty or
+        longer than 4,096 characters.
+        """
 
     def seq_of(self, identifier: str, offset: int) -> Seq:
-        """The sequence number that a byte of an object has or will have (claim 22). Raises `MapError`."""
+        """The sequence number that a planned byte of an object has or will have (claim 22). Raises `MapError`."""
+
+    def object_at(self, position: int) -> ObjectByte | None:
+        """Which byte of which object stands at a position of the stream (claim 12); None where it is of none."""
 
     def has_room(self) -> bool:
         """May more be planned now, or is so much unacknowledged that a checkpoint could outgrow its limits?
@@ -81,10 +103,13 @@ class Stream(Protocol):
 
 
 class Application(ABC):
-    """A protocol over one connection. Calls come from the agent's event loop; none may block."""
+    """A protocol over one connection. Calls come from the agent's event loop; none may block.
+
+    What a method raises is logged and resets its own connection; the server goes on.
+    """
 
     name: ClassVar[str]
-    """Application protocol as it stands in checkpoints, for example `http/1.1`."""
+    """Application protocol as it stands in checkpoints, for example `http/1.1`: at most 64 characters."""
 
     @abstractmethod
     def opened(self, stream: Stream) -> None:
@@ -111,7 +136,8 @@ class Application(ABC):
 
     @abstractmethod
     def ready(self, stream: Stream, position: int) -> None:
-        """The connection was recreated here: the client has everything below `position` (claims 2, 12, 13).
+        """The connection was recreated here: the client has everything below `position` (claims 2, 12, 13), which
+        is the acknowledged byte's place in the stream; `stream.object_at(position)` is the object's byte.
 
         Sending of what was planned goes on by itself; the application resumes its part: next requests, timers.
         """
@@ -126,8 +152,15 @@ class ApplicationKind:
     """How to make an application for a new connection, and how from a checkpoint (claim 14)."""
 
     name: str
+    """As in `Application.name`."""
     fresh: Callable[[DocumentRoot], Application]
+    """For a new connection."""
     unready: Callable[[DocumentRoot, DataBlock], Application]
+    """From a checkpoint, before any failure; raises `CheckpointRefused` if it cannot be used."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.name) <= 64 or self.name in (TCP, STREAM):
+            raise LocalError(f"{self.name!r} cannot be the name of a protocol: 1 to 64 characters, not tcp or stream")
 
 
 class Registry:
@@ -137,7 +170,9 @@ class Registry:
         self._kinds: dict[str, ApplicationKind] = {}
 
     def add(self, kind: ApplicationKind) -> None:
-        self._kinds[kind.name] = kind
+        """Raises `LocalError` when another protocol has that name: their checkpoints could not be told apart."""
+        if self._kinds.setdefault(kind.name, kind) is not kind:
+            raise LocalError(f"two different protocols are named {kind.name}")
 
     def kind(self, name: str) -> ApplicationKind:
         """Raises `CheckpointRefused` when this server does not know the protocol."""
@@ -183,17 +218,3 @@ def make_block(header: Header, layers: tuple[Layer, ...]) -> DataBlock:
     for layer in layers:
         layer.checkpoint(block)
     return block
-
-
-__all__ = [
-    "Application",
-    "ApplicationKind",
-    "DocumentRoot",
-    "Layer",
-    "ObjectRef",
-    "OpenObject",
-    "Registry",
-    "Stream",
-    "TcpLayer",
-    "make_block",
-]

@@ -55,7 +55,7 @@ class ByteStream:
     @classmethod
     def resumed(cls, iss: int, section: StreamSection, proof: Proof) -> ByteStream:
         """The stream of a checkpoint, where the client has proven to stand."""
-        stream = cls(SequenceMap.restored(iss, section.acked, section.objects, section.extents))
+        stream = cls(SequenceMap.restored(iss, section.acked, section.objects, section.extents, section.labels))
         stream.rewind(proof)
         stream.stored = stream.map.end  # the old owner's checkpoint covers it all
         stream.received = section.received
@@ -122,10 +122,10 @@ class ByteStream:
                 closing=self.closing,
                 objects=self.map.objects,
                 extents=self.map.extents,
+                labels=self.map.labels,
             ),
         )
 
     def current_object(self) -> tuple[str, Seq]:
         """Identifier and first sequence number for the checkpoint's header: the last object planned, if any."""
-        found = self.map.current_object(self.map.end)
-        return (found[0].identifier, found[1]) if found is not None else ("", Seq(0))
+        return self.map.current_object(self.map.end) or ("", Seq(0))

@@ -2,6 +2,9 @@
 
 Every problem is found in one pass and named with its line and its path (`example.yaml:12: servers[1].address: ...`).
 Nothing is started from a file that has any.
+
+A service's protocol is one that is built in, or an import path. Only agents import it (and `takeover check`): they give
+`load` a function that says what is wrong with a protocol. The controller need not have it.
 """
 
 from __future__ import annotations
@@ -18,9 +21,14 @@ from state.errors import ConfigurationError
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _MAC = re.compile(r"^([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
+_IMPORT_PATH = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
 PROTOCOLS = ("http",)
+"""Those that are built in."""
 LIMIT_HEADER_BYTES = 16 * 1024
 """Longest request header that may be configured: what was read of one is part of each checkpoint."""
+
+ProtocolProblem = Callable[[str], str | None]
+"""What is wrong with a protocol's name, if anything is."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,9 @@ class Configuration:
 class _Checker:
     """Walks YAML nodes, which know their lines, and collects problems instead of stopping at the first."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, protocol_problem: ProtocolProblem | None) -> None:
         self.file = file
+        self._protocol_problem = protocol_problem
         self.problems: list[str] = []
 
     def problem(self, node: yaml.Node | None, path: str, sentence: str) -> None:
@@ -194,6 +203,14 @@ class _Checker:
             return default
         return self.text(node, path, lambda value: value in ("true", "false"), "true or false") == "true"
 
+    def protocol(self, node: yaml.Node | None, path: str) -> str:
+        what = f"a protocol; known are {', '.join(PROTOCOLS)}; one of your own is package.module:NAME"
+        name = self.text(node, path, lambda text: text in PROTOCOLS or _IMPORT_PATH.match(text), what)
+        problem = self._protocol_problem(name) if name and self._protocol_problem is not None else None
+        if problem is not None:
+            self.problem(node, path, problem)
+        return name
+
     def listen(self, node: yaml.Node | None, path: str, default: Address | None = None) -> Address:
         if node is None:
             return default or Address("", 0)
@@ -230,16 +247,19 @@ def _is_bridge(text: str) -> bool:
     return _is_name(text) and len(text) <= 15
 
 
-def load(path: str | Path) -> Configuration:
-    """Read and check a file. Raises `ConfigurationError` with every problem in it."""
+def load(path: str | Path, protocol_problem: ProtocolProblem | None = None) -> Configuration:
+    """Read and check a file. Raises `ConfigurationError` with every problem in it.
+
+    Without `protocol_problem`, a protocol's import path is checked for its form only.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError([f"{path}: cannot be read: {error}"]) from None
-    return parse(text, str(path))
+    return parse(text, str(path), protocol_problem)
 
 
-def parse(text: str, file: str = "configuration") -> Configuration:
+def parse(text: str, file: str = "configuration", protocol_problem: ProtocolProblem | None = None) -> Configuration:
     """The same for text that is already here; `file` is the name used in problems."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -247,7 +267,7 @@ def parse(text: str, file: str = "configuration") -> Configuration:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         raise ConfigurationError([f"{file}{line}: not YAML: {getattr(error, 'problem', error)}"]) from None
-    check = _Checker(file)
+    check = _Checker(file, protocol_problem)
     top = check.mapping(root, "", ("switch", "agents", "vips", "servers", "state"), ("detection", "api", "serving"))
     configuration = Configuration(
         switch=_switch(check, top.get("switch")),
@@ -292,12 +312,7 @@ def _vip(check: _Checker, node: yaml.Node, path: str) -> Vip:
         services.append(
             Service(
                 check.integer(service.get("port"), f"{place}.port", 1, 65535, 0),
-                check.text(
-                    service.get("protocol"),
-                    f"{place}.protocol",
-                    PROTOCOLS.__contains__,
-                    f"a protocol; known are {', '.join(PROTOCOLS)}",
-                ),
+                check.protocol(service.get("protocol"), f"{place}.protocol"),
                 check.boolean(service.get("protected"), f"{place}.protected", True),
             )
         )

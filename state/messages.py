@@ -14,14 +14,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from state.datablock import Name, UInt63
+from state.datablock import Name, UInt32, UInt63
 from state.errors import MessageRefused
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 CLOSE_MARK = 43
 """The close mark: a DSCP value of the pool for local use (RFC 2474 section 6) that a server puts on a connection just
 before it closes it in good order. The switch lets no other FIN or RST of a protected service out, and strips it."""
 LIMIT_FRAME = 4 * 1024 * 1024
+LIMIT_COMPARISONS = 32
+"""Of a takeover's comparisons, the first so many are reported in full."""
 _LENGTH = struct.Struct("!I")
 
 Text = Annotated[str, Meta(max_length=4096)]
@@ -57,12 +59,16 @@ class Closed(Message):
 
 
 class Heartbeat(Message):
-    """From the very loop that serves. `lag` is how late that loop was in the last interval, in seconds."""
+    """From the very loop that serves. `lag` is how late that loop was in the last interval, in seconds.
+
+    `unready` counts the unready connections that this server holds, by their owner.
+    """
 
     number: UInt63
     connections: int
     load: float
     lag: float
+    unready: dict[Name, int] = {}
 
 
 class Died(Message):
@@ -80,6 +86,27 @@ class Prepared(Message):
     refused: int
 
 
+class Comparison(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a takeover compared for one connection, and what followed (claims 1, 9, 12). Numbers are the wire's.
+
+    The client's `ack` is compared with the checkpoint's `snd_una` and `end`, the number after the last planned byte.
+    It is related to a byte of an object: `offset` of `object`, whose byte 0 has the number `object_first`.
+    """
+
+    connection: ConnectionId
+    protocol: Name
+    outcome: Text
+    """`resumed`, or why the connection was reset."""
+    snd_una: UInt32
+    end: UInt32
+    ack: UInt32 | None = None
+    """None when the client proved nothing."""
+    object: Text = ""
+    offset: UInt63 | None = None
+    """None when `ack` stands before a byte of no object."""
+    object_first: UInt32 = 0
+
+
 class Resumed(Message):
     """Connections of a takeover whose fate was decided, in the order decided. `reset` are (connection, reason).
 
@@ -95,6 +122,7 @@ class Resumed(Message):
     resumed_us: int
     recreate_us: int
     """Microseconds spent in the kernel's recreating alone, summed over the connections of this report."""
+    comparisons: Annotated[list[Comparison], Meta(max_length=LIMIT_COMPARISONS)] = []
 
 
 # --- from the controller ---

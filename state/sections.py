@@ -1,8 +1,9 @@
 """The sections that the stack's own layers append to a data block: `tcp` and `stream`.
 
 `tcp` is what the kernel needs to recreate the connection. `stream` says what the bytes of the connection *are*: a list
-of extents, each either literal bytes or a run of an object's bytes, in the order in which they are sent. With it, any
-acknowledgement number is a position in an object (claims 12, 22).
+of extents, each either literal bytes or a run of an object's bytes, in the order in which they are sent, and labels, by
+which a protocol says of which object its literal bytes are. With it, any acknowledgement number is a position in an
+object (claims 12, 22).
 
 Positions count bytes of the stream from the first byte after the SYN, in 63 bits, so that they do not wrap; the
 sequence number of position p is (ISS + 1 + p) mod 2**32.
@@ -69,6 +70,20 @@ class Extent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         return self.position + self.length
 
 
+class Label(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The protocol's own word for literal bytes (claim 22): the one at `position` is byte `offset` of an object, and
+    those that follow go on with it, for `length` bytes; None: for as long as the stream goes on with it."""
+
+    position: UInt63
+    identifier: Annotated[str, Meta(min_length=1, max_length=4096)]
+    offset: UInt63
+    length: Annotated[int, Meta(ge=1, le=2**62)] | None = None
+
+    def covers(self, position: int) -> bool:
+        """Does the byte at `position` belong to it?"""
+        return self.position <= position and (self.length is None or position < self.position + self.length)
+
+
 class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Both directions of the byte stream."""
 
@@ -84,6 +99,7 @@ class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     """This side sends FIN after the last extent."""
     objects: Annotated[list[ObjectRef], Meta(max_length=LIMIT_EXTENTS)]
     extents: Annotated[list[Extent], Meta(max_length=LIMIT_EXTENTS)]
+    labels: Annotated[list[Label], Meta(max_length=LIMIT_EXTENTS)] = []
 
     @property
     def end(self) -> int:
@@ -112,6 +128,15 @@ class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
                     raise CheckpointRefused("objects", "an extent names an object that is not listed")
                 if extent.offset + extent.length > self.objects[extent.object].size:
                     raise CheckpointRefused("offset", "the object is shorter than its offset")
+        least = 0
+        for label in self.labels:
+            if label.position < least:
+                raise CheckpointRefused("labels", "two of them are of the same bytes")
+            if label.length is None and label is not self.labels[-1]:
+                raise CheckpointRefused("labels", "one without an end is followed by another")
+            least = label.position + (label.length or 0)
+        if self.labels and self.labels[-1].position > self.end:
+            raise CheckpointRefused("labels", "lies beyond the last extent")
 
     def check_against(self, header: Header) -> None:
         """Raises `CheckpointRefused` with the header's field that contradicts the section, which has been checked."""
@@ -130,6 +155,10 @@ class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
             (header.iss + 1 + extent.position - extent.offset) % _SEQUENCE_SPACE
             for extent in runs
             if self.objects[extent.object or 0].identifier == header.object
+        } | {
+            (header.iss + 1 + label.position - label.offset) % _SEQUENCE_SPACE
+            for label in self.labels
+            if label.identifier == header.object
         }
         if not firsts:
             raise CheckpointRefused("object", f"{header.object} is not in the stream")

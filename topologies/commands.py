@@ -21,6 +21,13 @@ def add(commands: Any) -> None:
     up.add_argument("--clients", type=int, default=1)
     up.add_argument("--config", metavar="FILE", help="a configuration of your own instead of the lab's")
     up.add_argument("--docroot", metavar="DIR", help="serve these files instead of the lab's")
+    up.add_argument(
+        "--service",
+        action="append",
+        default=[],
+        metavar="PORT=PROTOCOL",
+        help="serve this too, for example 7000=mypackage.module:KIND; may be repeated",
+    )
     up.add_argument("--state", default="embedded", help="where checkpoints are kept: embedded")
     up.set_defaults(run=_up)
     execute = actions.add_parser("exec", help="run a command in a host", usage="takeover lab exec HOST -- COMMAND...")
@@ -45,7 +52,10 @@ def _up(chosen: argparse.Namespace) -> int:
     from topologies import holder
 
     absolute = {name: os.path.abspath(path) for name in ("config", "docroot") if (path := getattr(chosen, name))}
+    services = dict(service.partition("=")[::2] for service in chosen.service)
     options = {"servers": chosen.servers, "clients": chosen.clients, "state": chosen.state, **absolute}
+    if services:
+        options["services"] = services
     holder.start(options)
     return 0
 

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,9 +57,11 @@ class Lab:
         docroots: dict[str, str] | None = None,
         both: bool = False,
         serving: dict[str, object] | None = None,
+        services: Mapping[int | str, str] | None = None,
     ) -> None:
         """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection.
-        `serving`: fields of the configuration's part of that name.
+        `serving`: fields of the configuration's part of that name. `services`: protocols by port, beside HTTP on
+        port 80, for example `{7000: "mypackage.module:KIND"}`.
         """
         if servers < 1 or clients < 1 or servers > 32 or clients > 32:
             raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
@@ -67,12 +69,15 @@ class Lab:
             raise LabError(f"state {state!r} is not known: only embedded is")
         if docroot is not None and not Path(docroot).is_dir():
             raise LabError(f"document root {docroot} is not a directory")
+        if services and config is not None:
+            raise LabError("a configuration of your own names its services itself")
         self._server_count, self._client_count = servers, clients
         self._docroot = Path(docroot).resolve() if docroot is not None else FOLDER / "www"
         self._make_objects = docroot is None
         self._docroots = docroots or {}
         self._both = both
         self._serving = serving or {}
+        self._services = services or {}
         self._config_file = config
         self._given = configuration_.load(config) if config is not None else None
         self._record = Record()
@@ -152,6 +157,8 @@ class Lab:
         services = "{port: 80, protocol: http}"
         if self._both:
             services += ", {port: 81, protocol: http, protected: false}"
+        for port, protocol in self._services.items():
+            services += f", {{port: {port}, protocol: {json.dumps(protocol)}}}"
         text = f"""# Made by the lab.
 switch: {{bridge: {vip.BRIDGE}, listen: "127.0.0.1:6653"}}
 agents: {{listen: "{_CONTROLLER}:{_AGENTS_PORT}"}}

@@ -91,7 +91,12 @@ def test_a_port_in_use_is_one_sentence_and_nothing_remains() -> None:
 
 
 def test_wrong_options_make_nothing() -> None:
-    for options in ({"servers": 0}, {"docroot": "/nowhere"}, {"state": "paper"}):
+    for options in (
+        {"servers": 0},
+        {"docroot": "/nowhere"},
+        {"state": "paper"},
+        {"config": "docs/takeover.example.yaml", "services": {7000: "http"}},
+    ):
         with pytest.raises(LabError):
             Lab(**options)  # type: ignore[arg-type]
     assert not FOLDER.exists()

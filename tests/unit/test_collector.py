@@ -37,6 +37,18 @@ def test_an_accepted_block_is_returned_as_it_came_for_the_store() -> None:
     assert (collector.taken, collector.taken_bytes, len(collector)) == (1, len(data), 1)
 
 
+def test_when_a_block_was_received_is_known_beside_when_it_was_made(collector: Collector) -> None:
+    collector.take("s1", 1, [block("s1", 40_000, epoch=2, serial=6)], 1_700_000_000_000_000_123)
+    record = collector.get(name(40_000))
+    assert record is not None
+    assert record.received_ns == 1_700_000_000_000_000_123
+    collector.reassign("s1", "s2")
+    assert record.received_ns == 1_700_000_000_000_000_123
+    collector.load("s1", record.block)
+    loaded = collector.get(name(40_000))
+    assert loaded is not None and loaded.received_ns == 0
+
+
 def test_a_newer_checkpoint_replaces_the_older(collector: Collector) -> None:
     collector.take("s1", 1, [block("s1", 40_000, epoch=2, serial=6)])
     assert known(collector) == ("s1", 2, 6) and len(collector) == 1
@@ -211,6 +223,22 @@ def test_what_the_backup_has_built_is_shown_for_the_owner(scene: Scene) -> None:
     scene.conductor.received("s2", messages.Prepared("s1", 7, 0), scene.now)
     assert scene.conductor.servers["s1"].unready == 7
     scene.conductor.received("s2", messages.Prepared("s9", 7, 0), scene.now)
+
+
+def test_a_heartbeat_tells_what_the_backup_holds_now(scene: Scene) -> None:
+    servers = scene.conductor.servers
+    beat = messages.Heartbeat(1, 0, 0.0, 0.0, {"s1": 8, "s3": 5, "s9": 1})
+    scene.conductor.received("s2", beat, scene.now)
+    assert servers["s1"].backup == "s2"
+    assert servers["s1"].unready == 8
+    assert servers["s3"].unready == 0, (
+        "s1 is the backup of s3: what s2 still holds of it is not what would be taken over"
+    )
+    scene.conductor.received("s2", messages.Heartbeat(2, 0, 0.0, 0.0, {"s1": 0}), scene.now)
+    assert servers["s1"].unready == 0
+    scene.conductor.received("s2", beat, scene.now)
+    scene.end("s2")
+    assert (servers["s1"].backup, servers["s1"].unready) == (None, 0)
 
 
 def test_an_ended_connection_is_forgotten_here_and_at_the_backup(scene: Scene) -> None:

@@ -21,9 +21,13 @@ FROM_AGENT: list[Message] = [
     messages.Closed(["10.0.0.7-40001-10.0.0.100-80"]),
     messages.Closed([]),
     messages.Heartbeat(2**63 - 1, 20_000, 0.25, 0.0),
+    messages.Heartbeat(1, 0, 0.0, 0.0, {"web2": 5000, "web3": 0}),
     messages.Died("web1", 1),
     messages.Prepared("web2", 100, 1),
     messages.Resumed(1, ["a"], [("b", "client gone")], 3, 1000, 2000, 300),
+    messages.Resumed(
+        1, ["a"], [], 0, 1, 2, 3, [messages.Comparison("a", "http/1.1", "resumed", 2**32 - 1, 9, 3, "/film.bin", 3, 0)]
+    ),
 ]
 FROM_CONTROLLER: list[Message] = [
     messages.Welcome(0),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from state.datablock import DataBlock, Section
 from state.errors import CheckpointRefused
-from state.sections import LIMIT_EXTENTS, STREAM, TCP, Extent, ObjectRef, StreamSection, TcpSection
+from state.sections import LIMIT_EXTENTS, STREAM, TCP, Extent, Label, ObjectRef, StreamSection, TcpSection
 from tests.unit.builders import (
     ACKED,
     END,
@@ -125,6 +125,26 @@ def test_more_sent_than_planned_is_refused() -> None:
 def test_unacknowledged_bytes_without_an_extent_are_refused() -> None:
     assert "no extent" in contradiction(acked=len(HEAD) - 1, extents=[BODY])
     stream_section(acked=len(HEAD), extents=[BODY]).check()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [Label(300, "log", 0, 10), Label(309, "log", 9)],
+        [Label(300, "log", 0, 10), Label(200, "log", 9)],
+        [Label(300, "log", 0), Label(310, "log", 9)],
+        [Label(END + 1, "log", 0)],
+    ],
+)
+def test_labels_that_overlap_or_lie_beyond_the_end_are_refused(labels: list[Label]) -> None:
+    assert "labels" in contradiction(labels=labels)
+
+
+def test_labels_that_agree_are_carried() -> None:
+    labels = [Label(0, "log", 2**62, 10), Label(10, "x" * 4096, 0, 1), Label(END, "log", 7)]
+    section = carried(stream_section(labels=labels))
+    section.check()
+    assert section.labels == labels
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
@@ -262,7 +282,7 @@ def test_a_stream_field_out_of_range_is_refused(changes: dict[str, Any]) -> None
 
 def test_a_stream_field_that_this_version_does_not_know_is_refused() -> None:
     refused(STREAM, StreamSection, [*stream_fields(), "new"])
-    refused(STREAM, StreamSection, stream_fields()[:-1])
+    refused(STREAM, StreamSection, stream_fields()[: StreamSection.__struct_fields__.index("extents")])
 
 
 def test_an_identifier_that_is_not_utf_8_is_refused() -> None:

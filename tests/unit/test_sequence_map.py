@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.sequence_map import MapError, SequenceMap
-from state.sections import Extent, ObjectRef
+from dataplane.sequence_map import MapError, ObjectByte, SequenceMap
+from state.sections import Extent, Label, ObjectRef
 from tests.unit.builders import END, FILE, FILE_SIZE, HEAD, ISS, MODULUS, wire
 
 OTHER = ObjectRef("/other.bin", 500, 1, b"")
@@ -127,10 +127,13 @@ def test_the_end_is_no_byte_and_beyond_it_is_an_error() -> None:
 # --- both ways ---
 @st.composite
 def maps(draw: st.DrawFn) -> SequenceMap:
-    """Anything planned, from any ISS, with objects that appear once (so that a byte has one number)."""
+    """Anything planned, from any ISS, with objects that appear once (so that a byte has one number); some literal
+    bytes are of an object, with an end or without."""
     map_ = SequenceMap(draw(st.integers(0, MODULUS - 1) | st.integers(MODULUS - 300, MODULUS - 1)))
     for number in range(draw(st.integers(1, 6))):
         if draw(st.booleans()):
+            if draw(st.booleans()):
+                map_.associate(f"log {number}", draw(st.integers(0, 2**40)), draw(st.none() | st.integers(1, 60)))
             map_.literal(draw(st.binary(min_size=1, max_size=40)))
         else:
             size = draw(st.integers(1, 400))
@@ -149,23 +152,33 @@ def test_number_position_and_byte_are_inverse(map_: SequenceMap, data: st.DataOb
     if location.object is None:
         assert location.extent.literal is not None
         assert 0 <= location.into < len(location.extent.literal)
+        of = map_.object_at(position)
+        assert of is None or map_.seq_of(of.identifier, of.offset) == map_.seq(position)
     else:
+        assert map_.object_at(position) == ObjectByte(location.object.identifier, location.offset)
         assert map_.seq_of(location.object.identifier, location.offset) == map_.seq(position)
+
+
+def byte_at(map_: SequenceMap, position: int) -> int | tuple[ObjectRef, int]:
+    """The literal byte, or which byte of which object."""
+    location = map_.locate(position)
+    assert location is not None
+    if location.object is not None:
+        return location.object, location.offset
+    assert location.extent.literal is not None
+    return location.extent.literal[location.into]
 
 
 @given(maps(), st.data())
 def test_acknowledging_changes_no_byte_that_is_left(map_: SequenceMap, data: st.DataObject) -> None:
-    before = [(map_.seq(at), map_.locate(at)) for at in range(map_.end)]
+    before = [(map_.seq(at), byte_at(map_, at), map_.object_at(at)) for at in range(map_.end)]
     acked = data.draw(st.integers(0, map_.end))
     map_.acknowledge(acked)
     for position in range(acked, map_.end):
-        seq, old = before[position]
-        new = map_.locate(position)
-        assert new is not None
-        assert old is not None
-        assert (map_.seq(position), new.object, new.into) == (seq, old.object, old.into)
-        assert (new.extent.literal, new.extent.offset) == (old.extent.literal, old.extent.offset)
+        assert (map_.seq(position), byte_at(map_, position), map_.object_at(position)) == before[position]
     assert all(extent.end > acked for extent in map_)
+    assert all(extent.position >= acked for extent in map_ if extent.literal is not None)
+    assert all(label.length is None or label.position + label.length > acked for label in map_.labels)
     named = {extent.object for extent in map_ if extent.object is not None}
     assert named == set(range(len(map_.objects)))
 
@@ -173,12 +186,14 @@ def test_acknowledging_changes_no_byte_that_is_left(map_: SequenceMap, data: st.
 @given(maps(), st.data())
 def test_a_restored_map_answers_as_the_old_one(map_: SequenceMap, data: st.DataObject) -> None:
     map_.acknowledge(data.draw(st.integers(0, map_.end)))
-    again = SequenceMap.restored(int(map_.iss), map_.acked, map_.objects, map_.extents)
+    again = SequenceMap.restored(int(map_.iss), map_.acked, map_.objects, map_.extents, map_.labels)
     assert again.end == map_.end
     for position in range(map_.acked, map_.end + 1):
         assert again.locate(position) == map_.locate(position)
+        assert again.object_at(position) == map_.object_at(position)
         assert again.seq(position) == map_.seq(position)
     assert again.literal(b"more") == map_.literal(b"more")
+    assert again.current_object(again.end) == map_.current_object(map_.end)
 
 
 # --- forgetting ---
@@ -223,11 +238,11 @@ def test_the_current_object_is_the_one_being_sent_or_the_last_before() -> None:
     map_.object(FILE, 0, FILE_SIZE)
     map_.literal(HEAD)
     map_.object(OTHER, 100, 400)
-    assert map_.current_object(200) == (FILE, wire(200))
-    assert map_.current_object(END - 1) == (FILE, wire(200))
-    assert map_.current_object(END + 10) == (FILE, wire(200))
-    assert map_.current_object(END + 200) == (OTHER, wire(END + 100))
-    assert map_.current_object(map_.end) == (OTHER, wire(END + 100))
+    assert map_.current_object(200) == ("/film.bin", wire(200))
+    assert map_.current_object(END - 1) == ("/film.bin", wire(200))
+    assert map_.current_object(END + 10) == ("/film.bin", wire(200))
+    assert map_.current_object(END + 200) == ("/other.bin", wire(END + 100))
+    assert map_.current_object(map_.end) == ("/other.bin", wire(END + 100))
 
 
 def test_an_object_known_better_takes_the_place_of_the_old() -> None:
@@ -239,3 +254,107 @@ def test_an_object_known_better_takes_the_place_of_the_old() -> None:
     assert location is not None
     assert location.object == better
     assert not map_.update_object(OTHER, better)
+
+
+# --- bytes that the application makes itself ---
+def log() -> SequenceMap:
+    """A greeting of 200 bytes, then a log from its byte 7,000 on, of which 150 bytes are written."""
+    map_ = SequenceMap(ISS)
+    map_.literal(HEAD)
+    assert map_.associate("log", 7000) == wire(200), "said before the byte is written, while 200 before it are unsent"
+    map_.literal(b"x" * 150)
+    return map_
+
+
+def test_a_byte_is_associated_with_the_number_that_it_will_have() -> None:
+    map_ = log()
+    assert map_.seq_of("log", 7000) == wire(200)
+    assert map_.seq_of("log", 7099) == 0, "across the wrap"
+    assert map_.object_at(200) == ObjectByte("log", 7000)
+    assert map_.object_at(349) == ObjectByte("log", 7149)
+    assert map_.object_at(199) is None
+    assert map_.current_object(map_.end) == ("log", (wire(200) - 7000) % MODULUS)
+
+
+@pytest.mark.parametrize("offset", [0, 6999, 7150, -1])
+def test_a_byte_of_it_that_is_not_written_has_no_number(offset: int) -> None:
+    with pytest.raises(MapError, match=str(offset)):
+        log().seq_of("log", offset)
+
+
+def test_what_is_written_later_goes_on_with_it() -> None:
+    map_ = log()
+    map_.literal(b"y" * 10)
+    assert map_.seq_of("log", 7159) == wire(359)
+    assert map_.labels == [Label(200, "log", 7000)]
+    assert map_.object_at(360) == ObjectByte("log", 7160), "the byte that the client would ask for next"
+
+
+def test_with_a_length_it_ends_by_itself() -> None:
+    map_ = SequenceMap(ISS)
+    map_.associate("part", 5, 10)
+    map_.literal(b"x" * 15)
+    assert map_.object_at(9) == ObjectByte("part", 14)
+    assert map_.object_at(10) is None
+    with pytest.raises(MapError):
+        map_.seq_of("part", 15)
+
+
+def test_an_object_or_another_association_ends_it() -> None:
+    map_ = log()
+    map_.object(FILE, 0, FILE_SIZE)
+    map_.literal(b"no log any more")
+    assert map_.labels == [Label(200, "log", 7000, 150)]
+    assert map_.object_at(350) == ObjectByte("/film.bin", 0)
+    assert map_.object_at(map_.end - 1) is None
+    map_.associate("log", 0)
+    map_.associate("another", 3)
+    map_.literal(b"a")
+    assert map_.labels[1:] == [Label(350 + FILE_SIZE + 15, "another", 3)], "nothing was written as byte 0 of log"
+    map_.associate("log", 7150)
+    map_.literal(b"b")
+    assert map_.seq_of("another", 3) + 1 == map_.seq_of("log", 7150)
+    assert map_.seq_of("log", 7149) == wire(349)
+
+
+def test_of_a_byte_that_is_written_twice_the_later_is_meant() -> None:
+    map_ = log()
+    map_.associate("log", 7000, 5)
+    map_.literal(b"x" * 20)
+    assert map_.seq_of("log", 7004) == wire(354)
+    assert map_.seq_of("log", 7005) == wire(205)
+
+
+def test_an_association_without_an_end_outlives_the_acknowledgement_of_its_first_byte() -> None:
+    map_ = log()
+    map_.acknowledge(map_.end)
+    map_.literal(b"later")
+    assert map_.seq_of("log", 7150) == wire(350)
+    map_.object(FILE, 0, 10)
+    map_.acknowledge(354)
+    assert len(map_.labels) == 1
+    map_.acknowledge(355)
+    assert map_.labels == []
+
+
+@pytest.mark.parametrize(
+    ("identifier", "offset", "length"), [("", 0, None), ("x" * 4097, 0, None), ("log", -1, None), ("log", 0, 0)]
+)
+def test_an_association_that_means_nothing_is_refused_and_changes_nothing(
+    identifier: str, offset: int, length: int | None
+) -> None:
+    map_ = log()
+    with pytest.raises(MapError):
+        map_.associate(identifier, offset, length)
+    assert map_.labels == log().labels
+
+
+# --- literal bytes ---
+def test_what_is_written_in_small_pieces_is_one_extent_without_what_is_acknowledged() -> None:
+    """So a protocol that writes a line a second does not run into the limit of extents."""
+    map_ = SequenceMap(ISS)
+    for number in range(1000):
+        map_.literal(b"%03d\n" % number)
+    assert len(map_.extents) == 1
+    map_.acknowledge(4 * 998 + 1)
+    assert map_.extents == [Extent(4 * 998 + 1, 7, literal=b"98\n999\n")]

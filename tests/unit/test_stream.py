@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataplane.sequence_map import SequenceMap
+from dataplane.sequence_map import ObjectByte, SequenceMap
 from dataplane.stream import REFRESH_BYTES, ByteStream, Literal, Run
 from state.datablock import LIMIT_BYTES, DataBlock
 from state.sections import LIMIT_EXTENTS, STREAM, Extent, ObjectRef, StreamSection
@@ -198,7 +198,25 @@ def test_the_checkpoint_says_what_every_unacknowledged_byte_is() -> None:
     stream.map.acknowledge(ACKED)
     block = DataBlock(header())
     stream.checkpoint(block)
-    assert block.section(STREAM, StreamSection) == stream_section()
+    rest = Extent(ACKED, len(HEAD) - ACKED, literal=HEAD[ACKED:])
+    assert block.section(STREAM, StreamSection) == stream_section(extents=[rest, stream_section().extents[1]])
+
+
+def test_what_the_application_said_of_its_bytes_is_known_where_the_stream_is_resumed() -> None:
+    stream = ByteStream(SequenceMap(ISS))
+    stream.map.literal(HEAD)
+    stream.map.associate("log", 40)
+    stream.map.literal(b"x" * 100)
+    block = DataBlock(header())
+    stream.checkpoint(block)
+    section = block.section(STREAM, StreamSection)
+    section.check()
+    resumed = ByteStream.resumed(ISS, section, proof(230))
+    assert resumed.map.object_at(230) == ObjectByte("log", 70)
+    assert resumed.map.seq_of("log", 70) == wire(230)
+    assert resumed.current_object() == stream.current_object() == ("log", wire(160))
+    assert resumed.map.literal(b"y") == wire(300)
+    assert resumed.map.seq_of("log", 140) == wire(300), "what the heir writes goes on with it"
 
 
 @given(st.integers(0, END), st.booleans(), st.booleans())

@@ -7,7 +7,7 @@ import pytest
 from controller.conductor import NO_BACKUP, WAIT_FOR_BACKUP, Drop
 from controller.takeover import History, Phase, Takeover
 from state import messages
-from state.messages import Resumed
+from state.messages import LIMIT_COMPARISONS, Comparison, Resumed
 from tests.unit import scenario
 from tests.unit.flow_table import FlowTable
 from tests.unit.scenario import Scene, backed_up, commits, passing, said
@@ -51,6 +51,16 @@ def test_no_report_counts_after_the_end() -> None:
     one.progressed(report(resumed=3), 10.005)
     one.progressed(report(resumed=1, reset=("late",)), 11.0)
     assert (one.resumed, dict(one.reset), one.finished) == (3, {}, 10.005)
+
+
+def test_of_its_comparisons_the_first_are_kept() -> None:
+    compared = [Comparison(f"c{number}", "http/1.1", "resumed", 1, 9, 5) for number in range(LIMIT_COMPARISONS + 5)]
+    one = takeover()
+    one.committed(10.003)
+    one.progressed(Resumed(1, [], [], 2, 0, 0, 0, compared[:3]), 10.004)
+    one.progressed(Resumed(1, [], [], 1, 0, 0, 0, compared[3:35]), 10.004)
+    one.progressed(Resumed(1, [], [], 0, 0, 0, 0, compared[35:]), 10.005)
+    assert one.comparisons == compared[:LIMIT_COMPARISONS]
 
 
 def test_a_second_commit_does_not_move_the_fence() -> None:

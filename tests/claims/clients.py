@@ -1,0 +1,199 @@
+"""The clients of these tests: real curl, the ticker's client, and plain sockets; none knows of takeover."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from controller.cli import fetch
+from dataplane import DataBlock
+from state.store import EmbeddedStore
+from topologies import Lab
+from topologies.watcher import Watched, download
+
+VIP = "10.0.0.100"
+_TRIES = 40
+_TAKEOVER_SECONDS = 10.0
+
+_PLAIN = """
+import socket, sys
+sock = socket.socket()
+if len(sys.argv) > 2:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, int(sys.argv[2]))
+sock.settimeout(20)
+sock.connect(("vip", int(sys.argv[1])))
+out = sys.stdout.buffer
+print("from", sock.getsockname()[1], file=sys.stderr, flush=True)
+while order := sys.stdin.buffer.readline():
+    word, _, rest = order.strip().partition(b" ")
+    if word == b"say":
+        sock.sendall(bytes.fromhex(rest.decode()))
+    elif word == b"hear":
+        heard = bytearray()
+        while len(heard) < int(rest) and (data := sock.recv(int(rest) - len(heard))):
+            heard += data
+        out.write(len(heard).to_bytes(8, "big") + heard)
+        out.flush()
+"""
+
+
+class Plain:
+    """A socket in a client that says and hears what it is told to."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.port = _port_of(process)
+
+    def say(self, data: bytes) -> None:
+        self._order(b"say " + data.hex().encode())
+
+    def hear(self, count: int) -> bytes:
+        """So many bytes; fewer when the connection ended."""
+        self._order(b"hear %d" % count)
+        assert self.process.stdout is not None
+        return bytes(self.process.stdout.read(int.from_bytes(self.process.stdout.read(8), "big")))
+
+    def _order(self, order: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(order + b"\n")
+        self.process.stdin.flush()
+
+
+class Ticking:
+    """The ticker's own client: `line()` is the next line that it took for right."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.port = _port_of(process)
+        self.lines: list[bytes] = []
+
+    def line(self) -> bytes:
+        assert self.process.stdout is not None
+        came: bytes = self.process.stdout.readline()
+        self.lines.append(came)
+        return came
+
+    def wait(self) -> int:
+        """Its exit status: 0 if each line came once and in order, and then the end."""
+        while self.line():
+            pass
+        self.lines.pop()
+        return self.process.wait(20)
+
+
+def _port_of(process: subprocess.Popen[bytes]) -> int:
+    assert process.stderr is not None
+    word, port = process.stderr.readline().split()
+    assert word == b"from"
+    return int(port)
+
+
+Client = TypeVar("Client", Plain, Ticking)
+
+
+class Clients:
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._processes: list[subprocess.Popen[Any]] = []
+        self._takeovers = 0
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+    def _start(self, host: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        process: subprocess.Popen[bytes] = self._lab.popen(host, command, stdin=pipe, stdout=pipe, stderr=pipe)
+        self._processes.append(process)
+        return process
+
+    def curl(self, host: str = "c1", path: str = "/object.bin", *options: str) -> Watched:
+        watched = download(self._lab, host, path, *options)
+        self._processes.append(watched.process)
+        return watched
+
+    def plain(self, host: str = "c1", port: int = 80, receive_buffer: int | None = None) -> Plain:
+        command = [sys.executable, "-c", _PLAIN, str(port)]
+        return Plain(self._start(host, command if receive_buffer is None else [*command, str(receive_buffer)]))
+
+    def ticker(self, first: int, count: int, milliseconds: int, host: str = "c1") -> Ticking:
+        words = [str(number) for number in (first, count, milliseconds)]
+        return Ticking(
+            self._start(host, [sys.executable, "-m", "dataplane.examples.ticker_client", "vip", "7000", *words])
+        )
+
+    def on(self, owner: str, service: int, host: str, make: Callable[[], Client]) -> Client:
+        """Clients, one after the other, until one's connection is this server's."""
+        for _ in range(_TRIES):
+            client = make()
+            if self.connection(client.port, service, host)["server"] == owner:
+                return client
+            client.process.kill()
+        raise AssertionError(f"none of {_TRIES} connections was given to {owner}")
+
+    def content(self, start: int, length: int, path: str = "/object.bin") -> bytes:
+        """So many bytes of one of the lab's objects."""
+        with open(self._lab.status()["docroot"] + path, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    # --- what the API and the shared state show ---
+    def connection(self, port: int, service: int = 80, host: str = "c1") -> dict[str, Any]:
+        """The client's connection in full, as soon as the shared state has it."""
+        name = f"10.0.0.{200 + int(host[1:])}-{port}-{VIP}-{service}"
+        self._lab.until(lambda: fetch(self._lab.api, f"/v1/connections/{name}"), f"no connection {name}")
+        found: dict[str, Any] = fetch(self._lab.api, f"/v1/connections/{name}")
+        return found
+
+    def checkpoint_of(self, server: str, port: int, service: int = 80) -> dict[str, Any]:
+        """The fields of the checkpoint of c1's connection, once this server has made it."""
+
+        def block() -> dict[str, Any]:
+            found: dict[str, Any] = self.connection(port, service)["checkpoint"]
+            return found
+
+        self._lab.until(lambda: block()["server"] == server, f"{server} makes no checkpoint")
+        return block()
+
+    def downloading(self, host: str = "c1") -> dict[str, Any]:
+        """The one connection of that client that is sending an object, in full."""
+
+        def sending() -> list[dict[str, Any]]:
+            address = f"10.0.0.{200 + int(host[1:])}"
+            blocks = [(c["id"], c["checkpoint"]) for c in self._lab.connections()]
+            return [name for name, block in blocks if block["object"] and block["destination_address"] == address]
+
+        self._lab.until(sending, f"{host} downloads nothing")
+        (name,) = sending()
+        found: dict[str, Any] = fetch(self._lab.api, f"/v1/connections/{name}")
+        return found
+
+    def stored(self, name: str) -> DataBlock:
+        """The connection's checkpoint as it stands in the shared state itself."""
+        store = EmbeddedStore(self._lab.configuration.state)
+        try:
+            return DataBlock.decode(next(block for kept, _, block in store.checkpoints() if kept == name))
+        finally:
+            store.close()
+
+    def fail(self, server: str, how: str = "kill") -> int:
+        """Make it fail; when that was, in nanoseconds. What `takeover` then waits for is the takeover from it."""
+        self._takeovers = len(self._lab.takeovers())
+        return self._lab.fail(server, how)
+
+    def takeover(self) -> dict[str, Any]:
+        """The takeover since `fail`, in full, once it is done."""
+
+        def done() -> list[dict[str, Any]]:
+            return [t for t in self._lab.takeovers()[self._takeovers :] if t["state"] == "done"]
+
+        self._lab.until(done, "no takeover is done", _TAKEOVER_SECONDS)
+        (takeover,) = done()
+        found: dict[str, Any] = fetch(self._lab.api, f"/v1/takeovers/{takeover['id']}")
+        return found

@@ -1,0 +1,99 @@
+"""A live connection without switch, controller or root: over this machine's loopback; its host stores at once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from dataplane import Application, DocumentRoot
+from dataplane.connection import LiveConnection
+from dataplane.sequence import Seq
+from dataplane.sequence_map import SequenceMap
+from dataplane.stack import TcpLayer
+from dataplane.stream import ByteStream
+from state.datablock import DataBlock, FourTuple
+from tests.unit.builders import IRS, ISS, tcp_section
+
+
+class StoringHost:
+    """`connection.Host`. `checkpoints` are the blocks in their order, with the wire's codec between; with `stores`
+    false they are never said to be stored, so that nothing goes out."""
+
+    name, incarnation, epoch = "s1", 1, 1
+
+    def __init__(self, root: DocumentRoot, stores: bool) -> None:
+        self.root = root
+        self._stores = stores
+        self.checkpoints: list[DataBlock] = []
+        self.over = asyncio.Event()
+
+    def wall_clock(self) -> int:
+        return time.time_ns()
+
+    def store(self, block: bytes, stored: Callable[[], None]) -> None:
+        self.checkpoints.append(DataBlock.decode(block))
+        if self._stores:
+            asyncio.get_running_loop().call_soon(stored)
+
+    def ended(self, connection: LiveConnection) -> None:
+        self.over.set()
+
+
+class Live:
+    """`client` is the client's end; `connection` the server's, not started yet."""
+
+    def __init__(
+        self, root: DocumentRoot, application: Application, stream: ByteStream | None, protected: bool, stores: bool
+    ) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.client = socket.create_connection(listener.getsockname())
+        self.client.setblocking(False)
+        sock, peer = listener.accept()
+        listener.close()
+        sock.setblocking(False)
+        four = FourTuple(socket.inet_aton("127.0.0.1"), sock.getsockname()[1], socket.inet_aton("127.0.0.1"), peer[1])
+        loop = asyncio.get_running_loop()
+        self.host = StoringHost(root, stores)
+        self.connection = LiveConnection(
+            self.host,
+            sock,
+            four,
+            stream or ByteStream(SequenceMap(ISS)),
+            TcpLayer(tcp_section(), loop.time(), loop.time),
+            application,
+            Seq(IRS),
+            protected=protected,
+        )
+
+    async def say(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.client, data)
+
+    async def hear(self, count: int) -> bytes:
+        """Exactly so many bytes, or fewer when the server ends before."""
+        heard = b""
+        while len(heard) < count and (data := await asyncio.get_running_loop().sock_recv(self.client, count)):
+            heard += data
+        return heard
+
+    async def hear_all(self) -> bytes:
+        return await self.hear(1 << 30)
+
+
+@asynccontextmanager
+async def live(
+    root: DocumentRoot,
+    application: Application,
+    stream: ByteStream | None = None,
+    protected: bool = True,
+    stores: bool = True,
+) -> AsyncIterator[Live]:
+    made = Live(root, application, stream, protected, stores)
+    try:
+        async with asyncio.timeout(10):
+            yield made
+    finally:
+        made.connection.lost()
+        made.client.close()
