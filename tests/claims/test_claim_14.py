@@ -11,6 +11,7 @@ from tests.claims.wire import capture
 from topologies import Lab
 
 TICKER_PORT = 7000
+LINES = 400
 
 
 def test_unready_connections_are_there_before_any_failure_and_do_nothing(
@@ -18,7 +19,7 @@ def test_unready_connections_are_there_before_any_failure_and_do_nothing(
 ) -> None:
     with capture(lab, "c1", tmp_path) as wire:
         idle = [clients.plain("c1", 80) for _ in range(4)]
-        ticking = [clients.ticker(1, 100, 30) for _ in range(4)]
+        ticking = [clients.ticker(1, LINES, 30) for _ in range(4)]
         services = {client.port: 80 for client in idle} | {client.port: TICKER_PORT for client in ticking}
         owners = {port: clients.connection(port, service)["server"] for port, service in services.items()}
 
@@ -57,4 +58,4 @@ def test_unready_connections_are_there_before_any_failure_and_do_nothing(
         assert client.hear(1 << 20).endswith(clients.content(0, 1024, "/1k"))
     for client in ticking:
         assert client.wait() == 0
-        assert client.lines == [line(number) for number in range(1, 101)]
+        assert client.lines == [line(number) for number in range(1, LINES + 1)]
