@@ -117,16 +117,20 @@ def test_a_recreated_connection_goes_on_at_the_right_byte(two_hosts: None, sent:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert server.stdout is not None
-    assert server.stdout.readline() == "listening\n"
-    receiver = subprocess.run(
-        ["ip", "netns", "exec", _CLIENT, sys.executable, "-c", _RECEIVER, vip],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    told = json.loads(server.communicate(timeout=30)[0])
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "listening\n"
+        receiver = subprocess.run(
+            ["ip", "netns", "exec", _CLIENT, sys.executable, "-c", _RECEIVER, vip],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        told = json.loads(server.communicate(timeout=30)[0])
+    finally:
+        server.kill()  # it would wait for its client for ever
+        server.wait()
     assert server.returncode == 0
     assert told["client"] == client
     assert told["position"] == sent

@@ -22,7 +22,6 @@ import h11
 
 from dataplane.sequence import Seq
 from topologies import Lab
-from topologies.vip import VIP
 
 _CLONE_NEWNET = 0x40000000
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
@@ -55,15 +54,21 @@ def inside(lab: Lab, host: str, make: Callable[[], socket.socket]) -> socket.soc
 
 
 class Client:
-    """One connection to the VIP. `mss`: of its own announcing; `iss`: its initial sequence number."""
+    """One connection to a VIP. `mss`: of its own announcing; `iss`: its initial sequence number."""
+
+    vip = "vip"
+    """Name of the VIP. Tests of a family of addresses set it for all clients."""
 
     def __init__(
         self, lab: Lab, host: str = "c1", *, receive_buffer: int = 0, mss: int = 0, iss: int = 0, port: int = 80
     ) -> None:
         self.lab, self.host = lab, host
+        self.service = lab.vips()[self.vip]
+        """Address of the VIP."""
+        family = socket.AF_INET6 if ":" in self.service else socket.AF_INET
 
         def make() -> socket.socket:
-            sock = socket.socket()
+            sock = socket.socket(family)
             if receive_buffer:
                 sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer)
             if mss:
@@ -74,11 +79,11 @@ class Client:
                 sock.setsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, struct.pack("=I", iss))
                 sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 0)
             sock.settimeout(_TIMEOUT)
-            sock.connect((VIP, port))
+            sock.connect((self.service, port))
             return sock
 
         self.sock = inside(lab, host, make)
-        self.address, self.port = self.sock.getsockname()
+        self.address, self.port = self.sock.getsockname()[:2]
         self._parser = h11.Connection(h11.CLIENT)
 
     def __enter__(self) -> Client:
@@ -151,14 +156,14 @@ class Client:
     # --- what the running system says of it ---
     @property
     def name(self) -> str:
-        return f"{self.address}-{self.port}-{VIP}-80"
+        return f"{self.address}-{self.port}-{self.service}-80"
 
     def connection(self) -> dict[str, Any] | None:
         return next((c for c in self.lab.connections() if c["id"] == self.name), None)
 
     def owner(self) -> str:
         self.lab.until(lambda: self.connection() is not None, f"{self.name} is unknown")
-        return self.lab.owner_of(self.host, self.port)
+        return self.lab.owner_of(self.host, self.port, vip=self.vip)
 
     def killed(self) -> tuple[str, float]:
         """Kill its server: (which, when)."""
@@ -183,11 +188,15 @@ add chain inet test out { type filter hook output priority 0; }
 
 def to(client: Client) -> str:
     """Of a rule: segments of the VIP to this client's connection."""
-    return f"ip saddr {VIP} tcp sport 80 tcp dport {client.port}"
+    return f"{_protocol(client)} saddr {client.service} tcp sport 80 tcp dport {client.port}"
 
 
 def from_(client: Client) -> str:
-    return f"ip daddr {VIP} tcp dport 80 tcp sport {client.port}"
+    return f"{_protocol(client)} daddr {client.service} tcp dport 80 tcp sport {client.port}"
+
+
+def _protocol(client: Client) -> str:
+    return "ip6" if ":" in client.service else "ip"
 
 
 @contextmanager

@@ -38,6 +38,12 @@ def everyone_is_up_again(lab: Lab) -> Iterator[None]:
         lab.heal(name)
 
 
+@pytest.fixture(params=["vip", "vip6"], autouse=True)
+def family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test is run on both families of addresses."""
+    monkeypatch.setattr(Client, "vip", request.param)
+
+
 def content(lab: Lab, path: str) -> bytes:
     return Path(lab.status()["docroot"] + path).read_bytes()
 

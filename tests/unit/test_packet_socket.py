@@ -4,6 +4,7 @@ sees a datagram's bytes there, as it sees a packet's behind a packet socket), it
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +25,10 @@ PROBED = (Seq(5), Seq(6))
 class Filtered:
     """A socket behind the filter for one address."""
 
-    def __init__(self, vip: bytes) -> None:
+    def __init__(self, vip: bytes, plain: Sequence[int] = ()) -> None:
         self._inner, self._outer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
-        attach(self._inner, answer_filter(vip))
+        attach(self._inner, answer_filter(vip, plain))
 
     def takes(self, packet: bytes) -> bool:
         self._outer.send(packet)
@@ -69,6 +70,19 @@ def test_a_busy_clients_acknowledgements_and_requests_are_dropped(case: Any) -> 
         for timestamps in ((1, 2), None):
             for payload in (b"", b"GET / HTTP/1.1\r\n\r\n"):
                 assert not filtered.takes(build(replace(segment, flags=flags, timestamps=timestamps, payload=payload)))
+
+
+@pytest.mark.parametrize(("client", "vip"), FAMILIES, ids=["IPv4", "IPv6"])
+def test_from_some_ports_everything_is_taken_and_from_all_if_there_are_too_many(client: bytes, vip: bytes) -> None:
+    for count, others in ((1, False), (200, False), (201, True)):
+        ports = range(30_000, 30_000 + count)
+        filtered = Filtered(vip, ports)
+        for timestamps in ((1, 2), None):
+            plain = Segment(client, ports[-1], vip, 80, Seq(31), Seq(7), ACK, 512, timestamps=timestamps)
+            assert filtered.takes(build(plain))
+            assert filtered.takes(build(replace(plain, source_port=5))) is others
+            assert not filtered.takes(build(replace(plain, destination=client)))
+        filtered.close()
 
 
 def test_a_syn_has_more_options_and_is_left_to_the_judge(case: Any) -> None:
