@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 from controller.cli import fetch
 from dataplane import DataBlock
+from dataplane.examples.ticker import line
 from state.store import EmbeddedStore
 from topologies import Lab
 from topologies.watcher import Watched, download
 
 VIP = "10.0.0.100"
+MANY = 100_000
+"""Lines of a ticker that is not meant to come to its end."""
 _TRIES = 40
 _TAKEOVER_SECONDS = 10.0
 
@@ -62,25 +65,29 @@ class Plain:
 
 
 class Ticking:
-    """The ticker's own client: `line()` is the next line that it took for right."""
+    """The ticker's own client, which ends as soon as a line is missing, repeated or wrong."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], first: int) -> None:
         self.process = process
         self.port = _port_of(process)
-        self.lines: list[bytes] = []
+        self.next = first
+        """The line that has not been taken yet."""
 
-    def line(self) -> bytes:
+    def take(self, count: int) -> None:
+        """The next so many lines, as they come."""
+        assert self.process.stdout is not None and self.process.stderr is not None
+        for _ in range(count):
+            came = self.process.stdout.readline()
+            assert came == line(self.next), came or self.process.stderr.read()
+            self.next += 1
+
+    def end(self) -> None:
+        """The rest of the lines, and then the end."""
         assert self.process.stdout is not None
-        came: bytes = self.process.stdout.readline()
-        self.lines.append(came)
-        return came
-
-    def wait(self) -> int:
-        """Its exit status: 0 if each line came once and in order, and then the end."""
-        while self.line():
-            pass
-        self.lines.pop()
-        return self.process.wait(20)
+        for came in self.process.stdout:
+            assert came == line(self.next)
+            self.next += 1
+        assert self.process.wait(20) == 0
 
 
 def _port_of(process: subprocess.Popen[bytes]) -> int:
@@ -124,9 +131,8 @@ class Clients:
 
     def ticker(self, first: int, count: int, milliseconds: int, host: str = "c1") -> Ticking:
         words = [str(number) for number in (first, count, milliseconds)]
-        return Ticking(
-            self._start(host, [sys.executable, "-m", "dataplane.examples.ticker_client", "vip", "7000", *words])
-        )
+        client = [sys.executable, "-m", "dataplane.examples.ticker_client", "vip", "7000", *words]
+        return Ticking(self._start(host, client), first)
 
     def on(self, owner: str, service: int, host: str, make: Callable[[], Client]) -> Client:
         """Clients, one after the other, until one's connection is this server's."""

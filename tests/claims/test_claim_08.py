@@ -13,7 +13,7 @@ import pytest
 from dataplane import Seq
 from dataplane.examples.ticker import line, offset_of
 from state.datablock import Header
-from tests.claims.clients import Clients
+from tests.claims.clients import MANY, Clients
 from tests.claims.wire import Capture, capture
 from topologies import Lab
 
@@ -66,14 +66,12 @@ def test_the_current_numbers_move_on_with_the_connection(
     lab: Lab, clients: Clients, tmp_path: Path, lines: int
 ) -> None:
     with capture(lab, "c1", tmp_path, "tcp port 7000") as wire:
-        ticking = clients.ticker(95, 40, 30)
-        for _ in range(lines):
-            ticking.line()
+        ticking = clients.ticker(95, MANY, 20)
+        ticking.take(lines)
         block = clients.connection(ticking.port, 7000)["checkpoint"]
-        for _ in range(3):
-            ticking.line()
+        ticking.take(3)
         wire.stop()
-    check_against_the_wire(block, wire, ticking.port, b"START 95 40 30\n")
+    check_against_the_wire(block, wire, ticking.port, b"START 95 %d 20\n" % MANY)
     assert (block["protocol"], block["object"], block["source_port"]) == ("ticker/1", "ticker", 7000)
     # Line 95 was the first: by its number, the first byte of the stream is this byte of the object.
     assert Seq(block["object_first"]) + offset_of(95) == wire.iss(ticking.port) + 1

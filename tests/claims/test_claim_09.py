@@ -8,8 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dataplane import Seq
-from dataplane.examples.ticker import line
-from tests.claims.clients import Clients
+from tests.claims.clients import MANY, Clients
 from tests.claims.wire import capture
 from topologies import Lab
 
@@ -20,14 +19,13 @@ def test_state_is_generated_before_the_death_compared_after_it_and_then_the_conn
     lab: Lab, clients: Clients, tmp_path: Path
 ) -> None:
     with capture(lab, "c1", tmp_path, f"tcp port {TICKER_PORT}") as wire:
-        ticking = clients.ticker(1, 80, 10)
-        while ticking.line() != line(25):
-            pass
+        ticking = clients.ticker(1, MANY, 10)
+        ticking.take(25)
         before = clients.connection(ticking.port, TICKER_PORT)
         first = before["server"]
         killed = clients.fail(first)
         takeover = clients.takeover()
-        assert ticking.wait() == 0
+        ticking.take(25)
         wire.stop()
     second, (compared,) = takeover["to"], takeover["comparisons"]
     # Generated: by the first server, for both; the second lives by what the first had gathered before its death.

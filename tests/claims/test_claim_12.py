@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dataplane import Seq
 from dataplane.examples.ticker import line, offset_of
-from tests.claims.clients import Clients
+from tests.claims.clients import MANY, Clients
 from tests.claims.wire import capture
 from topologies import Lab
 
@@ -37,18 +37,17 @@ def test_an_acknowledgement_is_a_byte_of_what_a_protocol_makes_itself(
     lab: Lab, clients: Clients, tmp_path: Path
 ) -> None:
     with capture(lab, "c1", tmp_path, "tcp port 7000") as wire:
-        ticking = clients.ticker(8, 60, 10)
-        for _ in range(20):
-            ticking.line()
+        ticking = clients.ticker(8, MANY, 10)
+        ticking.take(20)
         owner = clients.connection(ticking.port, 7000)["server"]
         clients.fail(owner)
         takeover = clients.takeover()
-        assert ticking.wait() == 0
+        ticking.take(20)
         wire.stop()
     (compared,) = takeover["comparisons"]
     assert compared["object"] == "ticker"
     first = wire.data(ticking.port, takeover["to"])[0].segment
     assert first.seq == compared["ack"]
-    everything = b"".join(line(number) for number in range(68))
+    everything = b"".join(line(number) for number in range(2000))
     assert first.payload == everything[compared["offset"] :][: first.payload_length]
     assert compared["offset"] >= offset_of(8 + 20)

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataplane.examples.ticker import line
-from tests.claims.clients import Clients
+from tests.claims.clients import MANY, Clients
 from tests.claims.wire import capture
 from topologies import Lab
 
 TICKER_PORT = 7000
-LINES = 400
 
 
 def test_unready_connections_are_there_before_any_failure_and_do_nothing(
@@ -19,7 +17,7 @@ def test_unready_connections_are_there_before_any_failure_and_do_nothing(
 ) -> None:
     with capture(lab, "c1", tmp_path) as wire:
         idle = [clients.plain("c1", 80) for _ in range(4)]
-        ticking = [clients.ticker(1, LINES, 30) for _ in range(4)]
+        ticking = [clients.ticker(1, MANY, 30) for _ in range(4)]
         services = {client.port: 80 for client in idle} | {client.port: TICKER_PORT for client in ticking}
         owners = {port: clients.connection(port, service)["server"] for port, service in services.items()}
 
@@ -39,7 +37,7 @@ def test_unready_connections_are_there_before_any_failure_and_do_nothing(
         for server in ("s1", "s2", "s3"):
             assert sockets(server) == {port for port, owner in owners.items() if owner == server}
         for client in ticking:
-            client.line()
+            client.take(1)
         first = owners[ticking[0].port]
         second = lab.server(first)["backup"]
         theirs = {port for port, owner in owners.items() if owner == first}
@@ -57,5 +55,4 @@ def test_unready_connections_are_there_before_any_failure_and_do_nothing(
         client.say(b"GET /1k HTTP/1.1\r\nHost: vip\r\nConnection: close\r\n\r\n")
         assert client.hear(1 << 20).endswith(clients.content(0, 1024, "/1k"))
     for client in ticking:
-        assert client.wait() == 0
-        assert client.lines == [line(number) for number in range(1, LINES + 1)]
+        client.take(50)

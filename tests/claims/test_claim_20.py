@@ -10,13 +10,13 @@ import pytest
 from tests.claims.clients import Clients
 from topologies import Lab
 
-SIZE = 32 << 20
+SIZE = 64 << 20
 CAUSES = {"kill": "process ended", "hang": "no heartbeat", "power": "no heartbeat", "link": "link down"}
 
 
 @pytest.mark.parametrize("how", list(CAUSES))
 def test_a_failure_is_detected_and_the_second_server_assigned(lab: Lab, clients: Clients, how: str) -> None:
-    curl = clients.curl("c1", "/object.bin", "--limit-rate", "24M", "--range", f"0-{SIZE - 1}")
+    curl = clients.curl("c1", "/object.bin", "--limit-rate", "16M", "--range", f"0-{SIZE - 1}")
     assert curl.wait_for(8 << 20)
     first = clients.downloading()["server"]
     second = lab.server(first)["backup"]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataplane.examples.ticker import line
-from tests.claims.clients import Clients
+from tests.claims.clients import MANY, Clients
 from topologies import Lab
 
 TICKER_PORT = 7000
@@ -21,15 +20,13 @@ DEVICES = {
 
 
 def test_a_takeover_is_done_by_what_is_on_the_medium(lab: Lab, clients: Clients, medium: Path) -> None:
-    ticking = clients.ticker(1, 40, 10)
-    for _ in range(10):
-        ticking.line()
+    ticking = clients.ticker(1, MANY, 10)
+    ticking.take(10)
     owner = clients.connection(ticking.port, TICKER_PORT)["server"]
     clients.fail(owner)
     takeover = clients.takeover()
     assert takeover["resumed"] == 1
-    assert ticking.wait() == 0
-    assert ticking.lines == [line(number) for number in range(1, 41)]
+    ticking.take(20)
     for name in ("controller", takeover["to"]):
         environment = Path(f"/proc/{lab.pid(name)}/environ").read_bytes().split(b"\0")
         assert f"PYTHONPATH={medium}".encode() in environment

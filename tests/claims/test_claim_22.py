@@ -50,16 +50,16 @@ def test_a_protocol_of_ones_own_associates_bytes_that_it_has_not_even_made(
     lab: Lab, clients: Clients, tmp_path: Path
 ) -> None:
     with capture(lab, "c1", tmp_path, "tcp port 7000") as wire:
-        ticking = clients.ticker(9998, 12, 40)
-        ticking.line()
+        ticking = clients.ticker(9998, 6, 400)
+        ticking.take(1)
         block = clients.connection(ticking.port, 7000)["checkpoint"]
         assert block["stream"]["labels"] == [
             {"position": 0, "identifier": "ticker", "offset": offset_of(9998), "length": None}
         ]
-        assert ticking.wait() == 0
+        ticking.end()
         wire.stop()
-    # Line 10,009 was written 440 ms later; its number followed from what was associated with the first.
-    first_of_last = Seq(block["object_first"]) + offset_of(10_009)
+    # Line 10,003 was written two seconds later; its number followed from what was associated with the first.
+    first_of_last = Seq(block["object_first"]) + offset_of(10_003)
     assert Seq(block["snd_nxt"]) < first_of_last
     carriers = [s.segment.payload for s in wire.data(ticking.port) if s.segment.seq == first_of_last]
-    assert carriers and set(carriers) == {line(10_009)}
+    assert carriers and set(carriers) == {line(10_003)}

@@ -115,7 +115,7 @@ def capture(lab: Lab, client: str, folder: Path, filter_: str = "tcp") -> Iterat
         mac = lab.run(host, ["cat", f"/sys/class/net/{host}-eth0/address"], capture_output=True, text=True, check=True)
         names[bytes.fromhex(mac.stdout.strip().replace(":", ""))] = host
     file = folder / f"{client}.pcap"
-    command = ["tcpdump", "-i", f"{client}-eth0", "-B", "65536", "-s", "0", "-U", "--immediate-mode"]
+    command = ["tcpdump", "-i", f"{client}-eth0", "-B", "65536", "-s", "2048", "-U", "--immediate-mode"]
     command += ["-w", str(file), f"{filter_} or udp port 9"]
     process: subprocess.Popen[str] = lab.popen(client, command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
