@@ -307,18 +307,18 @@ servers:
         self.until(listening, f"the controller does not listen on {host}:{port}")
 
     def _check_processes(self) -> None:
-        """Raises `LabError` when one has ended."""
+        """Raises `LabError` when one has ended that was not made to fail."""
         for name, process in self._processes.items():
-            if process.poll() is not None:
+            if name not in self._failed and process.poll() is not None:
                 last = self.log(name).strip().splitlines()[-1:] or ["it said nothing"]
                 raise LabError(f"{name} ended with status {process.returncode}: {last[0]}")
 
     def _wait_ready(self) -> None:
-        names = {server.name for server in self.configuration.servers}
+        names = {server.name for server in self.configuration.servers} - self._failed.keys()
 
         def ready() -> bool:
             self._check_processes()
-            servers = self.servers()
+            servers = [server for server in self.servers() if server["name"] in names]
             return {s["name"] for s in servers if s["state"] == "up" and (s["backup"] or len(names) == 1)} == names
 
         def answered() -> bool:

@@ -201,13 +201,18 @@ def _protocol(client: Client) -> str:
 
 @contextmanager
 def held_back(client: Client, position: int) -> Iterator[None]:
-    """Segments that begin at this position of the stream to the client or later do not arrive."""
+    """Data or a FIN that begins at this position of the stream to the client, or later, does not arrive."""
     connection = client.connection()
     assert connection is not None
     first = (connection["checkpoint"]["iss"] + 1 + position) % 2**32
     last = first + 2**30
     ranges = [(first, min(last, 2**32 - 1))] + ([(0, last - 2**32)] if last >= 2**32 else [])
-    with rules(client.lab, client.host, *(f"in {to(client)} tcp sequence {a}-{b} drop" for a, b in ranges)):
+    dropped = [
+        f"in {to(client)} tcp sequence {a}-{b} {what} drop"
+        for a, b in ranges
+        for what in ("meta length > 60", "tcp flags & fin == fin")
+    ]
+    with rules(client.lab, client.host, *dropped):
         yield
 
 
