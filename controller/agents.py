@@ -36,6 +36,9 @@ class Listener(Protocol):
 
     def agent_said(self, link: AgentLink, said: list[messages.FromAgent]) -> None: ...
 
+    def agent_refused(self) -> None:
+        """Somebody said what is no message; the connection ends."""
+
     def agent_gone(self, link: AgentLink) -> None: ...
 
 
@@ -110,6 +113,7 @@ class AgentLink:
             pass
         except MessageRefused as error:
             _log.warning("agent %s (%s): %s", self.name or "unnamed", self.peer, error)
+            listener.agent_refused()
             self.send(messages.Refused(str(error), False))
         finally:
             self.close()

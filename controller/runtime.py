@@ -203,6 +203,9 @@ class Runtime:
             link.send(messages.Stored(portion[-1].number))
             self.perform(self.conductor.stored(name, intake.accepted))
 
+    def agent_refused(self) -> None:
+        self.errors["agent message"] += 1
+
     def agent_gone(self, link: AgentLink) -> None:
         name = link.name
         if name is not None and self._links.get(name) is link:

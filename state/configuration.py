@@ -267,6 +267,8 @@ def parse(text: str, file: str = "configuration", protocol_problem: ProtocolProb
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         raise ConfigurationError([f"{file}{line}: not YAML: {getattr(error, 'problem', error)}"]) from None
+    except RecursionError:
+        raise ConfigurationError([f"{file}: nested too deeply"]) from None
     check = _Checker(file, protocol_problem)
     top = check.mapping(root, "", ("switch", "agents", "vips", "servers", "state"), ("detection", "api", "serving"))
     configuration = Configuration(
@@ -440,6 +442,11 @@ def _serving(check: _Checker, node: yaml.Node | None) -> Serving:
 
 def _check_together(check: _Checker, top: dict[str, yaml.Node], configuration: Configuration) -> None:
     """What no single field can say."""
+    listens = {"switch": configuration.switch.listen, "agents": configuration.agents, "api": configuration.api.listen}
+    for name, others in (("agents", ("switch",)), ("api", ("switch", "agents"))):
+        for other in others:
+            if listens[name].port and listens[name] == listens[other]:
+                check.problem(top.get(name), f"{name}.listen", f"is the same as {other}.listen")
     seen: set[str] = set()
     for i, vip in enumerate(configuration.vips):
         if not vip.address:

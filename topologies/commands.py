@@ -109,6 +109,8 @@ def _status(chosen: argparse.Namespace) -> int:
 def _down(chosen: argparse.Namespace) -> int:
     from topologies import holder
 
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root")
     try:
         holder.ask({"do": "down"})
     except LabError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from tabulate import tabulate
@@ -12,6 +13,7 @@ from topologies.watcher import digest_of, download
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="script/demo", description=__doc__).parse_args()
     try:
         with Lab(servers=2, clients=1) as lab:
             return _show(lab)

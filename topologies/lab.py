@@ -193,6 +193,7 @@ servers:
 
         setLogLevel("error")
         listen = self.configuration.switch.listen
+        self._refuse_what_is_not_ours(BRIDGE)
         self._record.bridges.append(BRIDGE)
         self._record.save()
         try:
@@ -232,6 +233,17 @@ servers:
         made = subprocess.run(["ovs-vsctl", "--timeout=5", "br-exists", BRIDGE], capture_output=True, check=False)
         if made.returncode != 0:
             raise LabError(f"bridge {BRIDGE} cannot be made: see the log of ovs-vswitchd")
+
+    def _refuse_what_is_not_ours(self, bridge: str) -> None:
+        """What a lab left was removed before: what has these names now belongs to somebody else. Raises `LabError`."""
+        found = subprocess.run(["ovs-vsctl", "--timeout=5", "br-exists", bridge], capture_output=True, check=False)
+        if found.returncode == 0:
+            raise LabError(f"bridge {bridge} exists and is not a lab's: ovs-vsctl del-br {bridge}, if nobody needs it")
+        links = [f"{bridge}-{name}" for name in self._host_names()]
+        links += [f"mgmt-{server.name}" for server in self.configuration.servers]
+        for link in (bridge, *links):
+            if Path("/sys/class/net", link).exists():
+                raise LabError(f"interface {link} exists and is not a lab's: ip link delete {link}, if nobody needs it")
 
     def _host_names(self) -> list[str]:
         clients = [f"c{number}" for number in range(1, self._client_count + 1)]
@@ -397,9 +409,11 @@ servers:
         if name == "controller":
             self._wait_ready()
         else:
-            self.until(
-                lambda: self.server(name)["state"] == "up", f"{name} is not up again after {READY_SECONDS:.0f} s"
-            )
+            self.until(lambda: self._is_up(name), f"{name} is not up again after {READY_SECONDS:.0f} s")
+
+    def _is_up(self, name: str) -> bool:
+        self._check_processes()
+        return bool(self.server(name)["state"] == "up")
 
     def _port(self, name: str) -> str:
         server = self.configuration.server(name)

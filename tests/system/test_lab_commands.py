@@ -90,6 +90,18 @@ def test_a_port_in_use_is_one_sentence_and_nothing_remains() -> None:
     assert_nothing_remains()
 
 
+def test_what_is_not_the_labs_is_refused_and_left_alone() -> None:
+    subprocess.run(["ip", "link", "add", "tko0-s1", "type", "veth", "peer", "name", "tkx0"], check=True)
+    try:
+        failed = takeover("lab", "up")
+        assert failed.returncode == 1
+        assert "interface tko0-s1 exists and is not a lab's" in failed.stderr
+        assert subprocess.run(["ip", "link", "show", "tko0-s1"], capture_output=True, check=False).returncode == 0
+    finally:
+        subprocess.run(["ip", "link", "delete", "tko0-s1"], check=True)
+    assert_nothing_remains()
+
+
 def test_wrong_options_make_nothing() -> None:
     for options in (
         {"servers": 0},

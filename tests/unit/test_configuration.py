@@ -328,3 +328,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError) as caught:
             load(path)
         assert caught.value.problems[0].startswith(f"{path}: cannot be read: ")
+
+
+def test_two_listeners_cannot_share_an_address() -> None:
+    example = (Path(__file__).parents[2] / "docs" / "takeover.example.yaml").read_text()
+    text = example.replace("listen: 127.0.0.1:8080", "listen: 127.0.0.1:6653")
+    with pytest.raises(ConfigurationError, match=r"api\.listen: is the same as switch\.listen"):
+        parse(text, "c.yaml")
+
+
+def test_what_is_nested_too_deeply_is_one_sentence() -> None:
+    with pytest.raises(ConfigurationError, match="nested too deeply"):
+        parse("[" * 20_000)
