@@ -228,9 +228,10 @@ class SequenceMap:
 
     @property
     def crowd(self) -> tuple[int, int]:
-        """(extents, bytes) that a checkpoint must carry for this map: literal bytes and objects' identifiers."""
-        literal = sum(len(extent.literal) for extent in self._extents if extent.literal is not None)
-        return len(self._extents), literal + sum(len(ref.identifier) for ref in self._objects)
+        """(extents and labels, bytes) that a checkpoint must carry for this map: literal bytes and identifiers."""
+        size = sum(len(extent.literal) for extent in self._extents if extent.literal is not None)
+        size += sum(len(ref.identifier) for ref in self._objects) + sum(len(label.identifier) for label in self._labels)
+        return len(self._extents) + len(self._labels), size
 
     @property
     def extents(self) -> list[Extent]:

@@ -32,9 +32,6 @@ NAME = "ticker/1"
 OBJECT = "ticker"
 LINE_LIMIT = 10**12
 REQUEST_LIMIT = 64
-AHEAD_LIMIT = 8 * 1024
-"""Bytes of lines that a client may leave unacknowledged. It gets no further lines until it takes some: they wait,
-unwritten, for the next tick."""
 
 Number = Annotated[int, Meta(ge=0, le=LINE_LIMIT)]
 
@@ -120,7 +117,7 @@ class Ticker(Application):
 
     def _tick(self) -> None:
         assert self._stream is not None
-        if self._stream.unacknowledged < AHEAD_LIMIT:
+        if self._stream.has_room():  # or else the line waits for the next tick
             self._stream.write(line(self._next))
             self._next += 1
         if self._next < self._end:

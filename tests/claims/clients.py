@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from controller.cli import fetch
-from dataplane import DataBlock
-from dataplane.examples.ticker import line
+from dataplane import DataBlock, Seq
+from dataplane.examples.ticker import line, offset_of
 from state.store import EmbeddedStore
 from topologies import Lab
 from topologies.watcher import Watched, download
@@ -80,6 +80,11 @@ class Ticking:
             came = self.process.stdout.readline()
             assert came == line(self.next), came or self.process.stderr.read()
             self.next += 1
+
+    def take_beyond(self, block: dict[str, Any]) -> None:
+        """Until the byte has come that SND.NXT stood before in this checkpoint."""
+        while Seq(block["object_first"]) + offset_of(self.next) <= Seq(block["snd_nxt"]):
+            self.take(1)
 
     def end(self) -> None:
         """The rest of the lines, and then the end."""

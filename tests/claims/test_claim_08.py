@@ -69,7 +69,7 @@ def test_the_current_numbers_move_on_with_the_connection(
         ticking = clients.ticker(95, MANY, 20)
         ticking.take(lines)
         block = clients.connection(ticking.port, 7000)["checkpoint"]
-        ticking.take(3)
+        ticking.take_beyond(block)
         wire.stop()
     check_against_the_wire(block, wire, ticking.port, b"START 95 %d 20\n" % MANY)
     assert (block["protocol"], block["object"], block["source_port"]) == ("ticker/1", "ticker", 7000)

@@ -4,6 +4,7 @@ in response to a *successful* comparison. So where nothing can be compared, ther
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 from tests.claims.clients import MANY, Clients
@@ -36,7 +37,8 @@ def test_a_protocol_is_told_ready_where_the_comparison_succeeded_and_not_before(
             # Told ready, the others do their work.
             browsing.say(b"GET /1k HTTP/1.1\r\nHost: vip\r\nConnection: close\r\n\r\n")
             assert browsing.hear(1 << 20).endswith(clients.content(0, 1024, "/1k"))
-            heard.take(30)
+            while time.time_ns() < killed + 500_000_000:
+                heard.take(1)
             assert clients.connection(silent.port, TICKER_PORT, "c2")["state"] == "unready"
         finally:
             lab.run("c2", ["nft", "delete table inet silence"], stderr=subprocess.DEVNULL, check=True)
@@ -52,4 +54,4 @@ def test_a_protocol_is_told_ready_where_the_comparison_succeeded_and_not_before(
     sent = wire.data(silent.port, takeover["to"])
     assert sent[0].when > answered
     assert sent[0].segment.seq == last["ack"]
-    assert answered - killed > 300_000_000, "while the other ticker ticked 15 times and more"
+    assert answered - killed > 500_000_000, "while the other ticker ticked"

@@ -27,7 +27,7 @@ def test_what_the_second_server_gathers_has_every_field_and_is_of_the_same_conne
         clients.fail(first)
         second = clients.takeover()["to"]
         of_second, ended = clients.checkpoint_of(second, ticking.port, TICKER_PORT), time.time()
-        ticking.take(3)
+        ticking.take_beyond(of_second)
         wire.stop()
     for name in ("server", "incarnation", "epoch", "serial", "time", "received_at"):
         assert of_first[name] != of_second[name], name

@@ -26,7 +26,7 @@ class StoringHost:
 
     def __init__(self, root: DocumentRoot, stores: bool) -> None:
         self.root = root
-        self._stores = stores
+        self.stores = stores
         self.checkpoints: list[DataBlock] = []
         self.over = asyncio.Event()
 
@@ -35,7 +35,7 @@ class StoringHost:
 
     def store(self, block: bytes, stored: Callable[[], None]) -> None:
         self.checkpoints.append(DataBlock.decode(block))
-        if self._stores:
+        if self.stores:
             asyncio.get_running_loop().call_soon(stored)
 
     def ended(self, connection: LiveConnection) -> None:
@@ -74,7 +74,9 @@ class Live:
     async def hear(self, count: int) -> bytes:
         """Exactly so many bytes, or fewer when the server ends before."""
         heard = b""
-        while len(heard) < count and (data := await asyncio.get_running_loop().sock_recv(self.client, count)):
+        while len(heard) < count and (
+            data := await asyncio.get_running_loop().sock_recv(self.client, min(count - len(heard), 1 << 20))
+        ):
             heard += data
         return heard
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane import CheckpointRefused, DataBlock, ObjectByte
-from dataplane.examples.ticker import AHEAD_LIMIT, NAME, OBJECT, TICKER, Ticker, TickerSection, line, offset_of
+from dataplane.examples.ticker import NAME, OBJECT, TICKER, Ticker, TickerSection, line, offset_of
 from dataplane.stream import ByteStream
+from state.datablock import LIMIT_BYTES
 from state.sections import STREAM, StreamSection
 from tests.unit.builders import ISS, document_root, header, proof
 from tests.unit.live import live
@@ -95,12 +96,16 @@ def test_a_client_that_takes_nothing_gets_no_more_than_a_checkpoint_can_hold(tmp
                 root, TICKER.fresh(root), stores=False
             ) as made:  # nothing goes out: nothing is acknowledged
                 made.connection.start()
-                await made.say(b"START 0 1000 1\n")
-                while made.connection.unacknowledged < AHEAD_LIMIT:
+                await made.say(b"START 0 100000 1\n")
+                while made.connection.has_room():
                     await asyncio.sleep(0)
+                full = made.connection.unacknowledged
                 await asyncio.sleep(0.02)
-                assert made.connection.unacknowledged < AHEAD_LIMIT + len(line(1000))
-                assert not made.host.over.is_set()
+                assert made.connection.unacknowledged == full < LIMIT_BYTES // 4
+                made.connection.stream.checkpointed(made.connection.stream.map.end)
+                made.connection.schedule_checkpoint()
+                made.host.stores = True  # now they go out, and the rest follows
+                assert await made.hear(2 * full) == text(0, 1000)[: 2 * full]
 
     asyncio.run(run())
 
