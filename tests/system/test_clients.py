@@ -80,13 +80,20 @@ class Death:
         self.at_ns = lab.fail(self.server, how="kill")
 
     def survived(self) -> None:
-        """All that the server had were taken over, and none was reset."""
-        self._lab.until(
-            lambda: [t["state"] for t in self._lab.takeovers()[self._before :]] == ["done"], "the takeover is not done"
-        )
-        takeover = self._lab.takeovers()[-1]
-        assert (takeover["from"], takeover["reset"], takeover["waiting"]) == (self.server, {}, 0), takeover
-        assert takeover["resumed"] == takeover["connections"] >= len(self.ports), (takeover, self.ports)
+        """Every connection that the server had was taken over, or closed by the client itself meanwhile. On a busy
+        machine another server may have been taken for dead as well, and nothing may come of that either."""
+
+        def since() -> list[dict[str, Any]]:
+            return self._lab.takeovers()[self._before :]
+
+        def over() -> bool:
+            return self.server in {t["from"] for t in since()} and {t["state"] for t in since()} <= {"done", "failed"}
+
+        self._lab.until(over, "the takeover is not done")
+        assert since()[-1]["state"] == "done", since()
+        assert {reason for t in since() for reason in t["reset"]} <= {"client gone"}, since()
+        fates = sum(t["resumed"] + sum(t["reset"].values()) for t in since())
+        assert fates >= len(self.ports), (since(), self.ports)
 
 
 def _half_way(lab: Lab, tap: Tap, process: subprocess.Popen[Any], size: int) -> None:
