@@ -204,6 +204,11 @@ class LiveConnection:
         return self.written_position() - repair.unsent(self._sock)
 
     @property
+    def sack(self) -> bool:
+        """SACK was negotiated (RFC 2018)."""
+        return self._tcp.section.sack
+
+    @property
     def over(self) -> bool:
         return self._over
 

@@ -210,7 +210,7 @@ def held_back(client: Client, position: int) -> Iterator[None]:
     dropped = [
         f"in {to(client)} tcp sequence {a}-{b} {what} drop"
         for a, b in ranges
-        for what in ("meta length > 60", "tcp flags & fin == fin")
+        for what in ("meta length > 100", "tcp flags & fin == fin")
     ]
     with rules(client.lab, client.host, *dropped):
         yield
