@@ -172,10 +172,10 @@ class Prover:
         candidate = self._candidates.get(key)
         return candidate is not None and limit in (candidate.limit, candidate.forget)
 
-    def given_up(self, now: float) -> list[Verdict]:
-        """Connections whose patience is at its end."""
+    def given_up(self, now: float, most: int = 1 << 30) -> list[Verdict]:
+        """Connections whose patience is at its end: at most `most` of them, the others are due all the same."""
         verdicts: list[Verdict] = []
-        while self._limits and self._limits[0][0] <= now:
+        while self._limits and self._limits[0][0] <= now and len(verdicts) < most:
             limit, key = heapq.heappop(self._limits)
             if not self._limiting(limit, key):
                 continue
@@ -192,10 +192,10 @@ class Prover:
             verdicts.append(Verdict(key, doubt, candidate.claims[-1] if candidate.claims else None))
         return verdicts
 
-    def probes(self, now: float) -> list[bytes]:
-        """The IP packets to send now."""
+    def probes(self, now: float, most: int = 1 << 30) -> list[bytes]:
+        """The IP packets to send now: about `most` of them, the others stay due."""
         packets: list[bytes] = []
-        while self._due and self._due[0][0] <= now:
+        while self._due and self._due[0][0] <= now and len(packets) < most:
             due, key = heapq.heappop(self._due)
             if not self._current(due, key):
                 continue
