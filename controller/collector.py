@@ -170,6 +170,9 @@ class Collector:
         for share in self._shares.get(server, ()):
             yield from share.records.items()
 
+    def all(self) -> Iterator[tuple[str, Record]]:
+        yield from self._records.items()
+
     def servers(self) -> list[str]:
         """Servers that are responsible for any connection."""
         return [server for server in self._shares if self.count(server)]

@@ -47,6 +47,7 @@ _NUDGES = (0.3, 1.2)
 then the shared state has forgotten the connection, so that the close gate lets the kernel's own RST out."""
 
 _REPORT_SECONDS = 0.01
+_RELEASED_AT_ONCE = 64
 
 _log = logging.getLogger(__name__)
 
@@ -192,9 +193,10 @@ class UnreadySet:
         names = list(connections)
         expected, known = self._expected.get(owner, {}), self._owners.get(owner, {})
         if not names:
-            self._needless.extend(known.values())
-            known.clear()
             expected.clear()
+            names = list(known)
+        if len(names) > _RELEASED_AT_ONCE:
+            self._needless.extend(known.pop(name) for name in names if name in known)
         for name in names:
             expected.pop(name, None)
             unready = known.pop(name, None)

@@ -128,7 +128,6 @@ class Paced(Generic[T]):
         """Nothing is done while `ready` says no; it is asked again before each item, and in each turn."""
         self._work = work
         self._ready = ready
-        self._loop = asyncio.get_running_loop()
         self._items: deque[T] = deque()
         self._scheduled = False
 
@@ -140,7 +139,7 @@ class Paced(Generic[T]):
         self._items.extend(items)
         if self._items and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False

@@ -86,8 +86,6 @@ class Proving:
         now = self._loop.time()
         # Answers that wait come before further questions: what is asked faster than heard is only asked again.
         packets = self.prover.probes(now, _PROBES_PER_TURN) if not self._behind else []
-        if not self._behind and len(packets) < _PROBES_PER_TURN:
-            self._fresh = 0
         self._hear_plainly()
         for packet in packets:
             self._probes.send(packet)
@@ -97,6 +95,8 @@ class Proving:
             self._timer.cancel()
             self._timer = None
         due = self.prover.deadline()
+        if due is None or due > now:
+            self._fresh = 0
         if due is not None:
             self._timer = self._loop.call_at(due, self.turn)
         elif self._idle is None and self._answers:

@@ -26,7 +26,7 @@ from tests.bench.report import Report, spread
 from topologies.crowd import Crowd, ports_of
 from topologies.lab import Lab
 
-_CROWDS = ()
+_CROWDS = ((100, 0), (1000, 0), (5000, 0), (5000, 500))
 """Idle connections and active downloads."""
 _DOWNLOAD_RATE = 64 * 1024
 _SETTLE_SECONDS = 0.5

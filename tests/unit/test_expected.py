@@ -12,11 +12,11 @@ from dataplane.backup import Unready, UnreadySet
 from dataplane.http.protocol import HTTP, NAME, HttpSection
 from dataplane.stack import Registry
 from state.datablock import DataBlock
-from state.sections import STREAM, TCP, Extent, ObjectRef, StreamSection
-from tests.unit.builders import document_root, four_tuple, header, tcp_section
+from state.sections import STREAM, TCP, ObjectRef
+from tests.unit.builders import FILE_SIZE, document_root, four_tuple, header, stream_section, tcp_section
 from tests.unit.test_connection import Server
 
-CONTENT = b"f" * 10_000
+CONTENT = b"f" * FILE_SIZE
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def host(tmp_path: Path) -> Iterator[Server]:
         yield Server(root)
 
 
-def block(port: int, serial: int = 1, identifier: str = "/film.bin") -> bytes:
-    opened = ObjectRef(identifier, len(CONTENT), 10**18, b"")
+def block(port: int, serial: int = 1) -> bytes:
+    """Of the example connection, but for its client's port; the object is the one that this host has."""
     made = DataBlock(header(connection=four_tuple(destination_port=port), serial=serial))
     made.append(TCP, tcp_section())
-    made.append(STREAM, StreamSection(0, 0, 80, False, False, [opened], [Extent(0, len(CONTENT), object=0)]))
+    made.append(STREAM, stream_section(objects=[ObjectRef("/film.bin", FILE_SIZE, 10**18, b"")]))
     made.append(NAME, HttpSection(b""))
     return made.encode()
 
