@@ -1,8 +1,9 @@
 """The checkpoints of all connections, as the controller knows them: taken in, indexed by who is responsible.
 
 A block is accepted when it is well formed (`state.datablock`), comes from the server that it names, in that server's
-present life, and is not older than what is known. *Responsible* is the server that has the connection or is taking it
-over; until a new owner has made its own checkpoint, the old owner's block remains the connection's state.
+present life, and is not older than what is known. Of a bundle's blocks in one message all are accepted or none: they
+speak of each other. *Responsible* is the server that has the connection or is taking it over; until a new owner has
+made its own checkpoint, the old owner's block remains the connection's state.
 """
 
 from __future__ import annotations
@@ -39,21 +40,34 @@ class Collector:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._by_server: dict[str, dict[str, None]] = {}
+        self._bundles: dict[str, None] = {}
         self.refused: Counter[str] = Counter()
         """Blocks that were refused, by field."""
         self.taken = 0
         self.taken_bytes = 0
 
     def take(self, server: str, incarnation: int, blocks: Iterable[bytes], received_ns: int = 0) -> Intake:
-        """Blocks that a server sent. Those that are refused are counted; the others stand."""
+        """The blocks of one message of a server. Those that are refused are counted; the others stand, except of a
+        bundle of which one was refused."""
         intake = Intake([], [])
+        good: list[tuple[Header, bytes]] = []
+        newest: dict[str, Header] = {}
+        torn: set[str] = set()
         for block in blocks:
+            bundle = ""
             try:
                 header = decode_header(block)
-                self._check(server, incarnation, header)
+                bundle, name = header.bundle, header.connection.id
+                self._check(server, incarnation, header, newest.get(name))
             except CheckpointRefused as error:
-                self.refused[error.field] += 1
-                intake.refused.append(error)
+                self._refuse(error, intake)
+                torn.add(bundle)
+                continue
+            newest[name] = header
+            good.append((header, block))
+        for header, block in good:
+            if header.bundle and header.bundle in torn:
+                self._refuse(CheckpointRefused("bundle", f"another block of {header.bundle} was refused"), intake)
                 continue
             name = header.connection.id
             self._put(name, Record(header, block, server, received_ns=received_ns))
@@ -62,15 +76,20 @@ class Collector:
             intake.accepted.append((name, server, block))
         return intake
 
-    def _check(self, server: str, incarnation: int, header: Header) -> None:
+    def _refuse(self, error: CheckpointRefused, intake: Intake) -> None:
+        self.refused[error.field] += 1
+        intake.refused.append(error)
+
+    def _check(self, server: str, incarnation: int, header: Header, before: Header | None) -> None:
+        """`before`: of the same connection in the same message."""
         if header.server != server:
             raise CheckpointRefused("server", f"{header.server} was sent by {server}")
         if header.incarnation != incarnation:
             raise CheckpointRefused("incarnation", "of another life of the server")
         known = self._records.get(header.connection.id)
-        if known is None:
+        old = before or (known.header if known is not None else None)
+        if old is None:
             return
-        old = known.header
         if header.epoch < old.epoch:
             raise CheckpointRefused("epoch", f"goes back from {old.epoch} to {header.epoch}")
         same_life = old.server == server and old.incarnation == incarnation and old.iss == header.iss
@@ -82,6 +101,10 @@ class Collector:
         if old is not None and old.responsible != record.responsible:
             self._by_server[old.responsible].pop(name, None)
         self._records[name] = record
+        if record.header.bundle == name:
+            self._bundles[name] = None
+        else:
+            self._bundles.pop(name, None)
         self._by_server.setdefault(record.responsible, {})[name] = None
 
     def load(self, server: str, block: bytes) -> None:
@@ -97,6 +120,7 @@ class Collector:
             if record is not None and record.responsible == server:
                 del self._records[name]
                 del self._by_server[server][name]
+                self._bundles.pop(name, None)
                 gone.append(name)
         return gone
 
@@ -136,6 +160,10 @@ class Collector:
 
     def names(self) -> list[str]:
         return list(self._records)
+
+    def bundles(self) -> list[str]:
+        """Ids of the bundles, which are those of their control connections."""
+        return list(self._bundles)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -31,6 +31,7 @@ class _State(Collector):
             if silent is not None:
                 age.add_metric([name], silent)
         yield from (up, count, age)
+        yield GaugeMetricFamily("takeover_bundles", "Bundles of connections", len(conductor.collector.bundles()))
         causes = CounterMetricFamily("takeover_takeovers", "Takeovers by cause", labels=["cause"])
         fates = CounterMetricFamily("takeover_moved_connections", "Connections by fate", labels=["fate"])
         totals: dict[str, int] = {}

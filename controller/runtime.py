@@ -194,14 +194,16 @@ class Runtime:
             if i:
                 eventlet.sleep(0)
             server = self.conductor.servers[name]
-            blocks = [block for store in portion for block in store.blocks]
-            intake = self.conductor.collector.take(name, server.incarnation, blocks, time.time_ns())
+            accepted: list[tuple[str, str, bytes]] = []
+            for store in portion:
+                intake = self.conductor.collector.take(name, server.incarnation, store.blocks, time.time_ns())
+                accepted += intake.accepted
+                for refused in intake.refused:
+                    _log.warning("%s: %s", name, refused)
             self.conductor.detector.heard(name, time.monotonic())
-            for refused in intake.refused:
-                _log.warning("%s: %s", name, refused)
-            self._store.put(intake.accepted)
+            self._store.put(accepted)
             link.send(messages.Stored(portion[-1].number))
-            self.perform(self.conductor.stored(name, intake.accepted))
+            self.perform(self.conductor.stored(name, accepted))
 
     def agent_refused(self) -> None:
         self.errors["agent message"] += 1
