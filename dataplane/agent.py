@@ -28,10 +28,12 @@ from dataplane import access_log, admission, orphans, protocols, repair
 from dataplane.access_log import AccessLog
 from dataplane.admission import Admission
 from dataplane.backup import Progress, Takeover, UnreadySet
-from dataplane.connection import LiveConnection, refuse_quietly
+from dataplane.bundle import LiveBundle
+from dataplane.connection import LiveConnection, Related, refuse_quietly
 from dataplane.controller_link import ControllerLink
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
+from dataplane.passive_ports import PassivePorts
 from dataplane.prover import Patience, key_of
 from dataplane.proving import Proving
 from dataplane.sentinel import Sentinel
@@ -39,7 +41,7 @@ from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Registry, TcpLayer
 from dataplane.stall_guard import StallGuard
 from dataplane.stream import ByteStream
-from state import messages
+from state import messages, ports
 from state.configuration import Configuration, Server, Service
 from state.datablock import FourTuple
 from state.errors import LocalError, RepairError
@@ -85,6 +87,8 @@ class Agent:
         self._beats = 0
         self._refusal = ""
         self._closed: list[str] = []
+        self._torn: dict[LiveConnection, Related] = {}
+        """Connections among them that belonged to a bundle."""
 
     async def run(self) -> None:
         """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
@@ -99,6 +103,7 @@ class Agent:
             log.start()
         else:
             access_log.switch_off()
+        self.passive = PassivePorts()
         self._unready = UnreadySet(self, self._registry)
         self._proving = Proving(self.interface)
         self._guard = StallGuard(self._proving)
@@ -125,12 +130,19 @@ class Agent:
             stopped.cancel()
             for listener, _ in self._listeners:
                 listener.close()
+            self.passive.close()
             self.root.close()
             if log is not None:
                 log.close()
 
-    def _services(self) -> Iterator[tuple[str, int]]:
-        return ((vip.address, service.port) for vip in self._configuration.vips for service in vip.services)
+    def _services(self) -> Iterator[tuple[str, int, int]]:
+        """VIP, first and last of its TCP ports that are in a row."""
+        for vip in self._configuration.vips:
+            for service in vip.services:
+                yield vip.address, service.port, service.port
+                for run in service.data_ports:
+                    if run.transport == ports.TCP:
+                        yield vip.address, run.first, run.last
 
     # --- the end in good order ---
     def _stop_once(self) -> None:
@@ -251,12 +263,17 @@ class Agent:
         if self._connections.get(connection.connection) is connection:
             del self._connections[connection.connection]
             self._admission.left(connection.connection.destination)
+        if connection.related is not None:
+            self._torn[connection] = connection.related
         self.over(connection.connection.id)
 
     def _tell_closed(self) -> None:
         closed, self._closed = self._closed, []
+        torn, self._torn = self._torn, {}
         if not closed:
             return
+        for connection, bundle in torn.items():
+            bundle.checkpoint_others(connection)  # first that it is no part any more, then that it is closed
         self._link.flush()
         self._link.send(messages.Closed(closed))
 
@@ -272,6 +289,18 @@ class Agent:
             load = os.getloadavg()[0]
             self._link.send(messages.Heartbeat(self._beats, len(self._connections), load, lag, self._unready.counts()))
         self._loop.call_at(self._next_beat, self._beat)
+
+    # --- bundle.BundleHost ---
+    def bundle(self, connection: LiveConnection) -> LiveBundle:
+        four = connection.connection
+        source = socket.inet_ntop(socket.AF_INET if len(four.source) == 4 else socket.AF_INET6, four.source)
+        vip = next(vip for vip in self._configuration.vips if vip.address == source)
+        service = vip.service(four.source_port)
+        assert service is not None
+        return LiveBundle(self, connection, service, vip.affinity_of(service))
+
+    def opened(self, connection: LiveConnection) -> None:
+        self._register(connection)  # its client was let in with the control connection
 
     # --- controller_link.Orders ---
     def hello(self) -> Hello:
@@ -310,6 +339,7 @@ class Agent:
             for connection in list(self._connections.values()):
                 connection.abandon()
             self._closed.clear()  # they are not closed: another server has them
+            self._torn.clear()
             self._live()
             # Before the next hello: the link comes back only when this is done.
             self._link.hold(self._loop.run_in_executor(None, orphans.destroy, list(self._services())))
