@@ -6,11 +6,11 @@ import argparse
 import sys
 
 from state.errors import TakeoverError
-from tests.bench import alarms, overhead, stall
+from tests.bench import alarms, bundle, overhead, stall
 from tests.bench.report import Report
 from topologies.lab import HOWS
 
-_BENCHES = {"stall": stall.run, "overhead": overhead.run, "alarms": alarms.run}
+_BENCHES = {"stall": stall.run, "overhead": overhead.run, "alarms": alarms.run, "bundle": bundle.run}
 
 
 def main() -> int:
