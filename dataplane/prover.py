@@ -18,7 +18,7 @@ Clients that cannot name the byte (`judge` says what each kind of proof is):
 * A client that negotiated SACK and does not name the byte within 200 ms (it is in TIME-WAIT, or DSACK is switched off)
   may prove itself by echo. Without timestamps it cannot.
 
-Two limits end the waiting (`docs/decisions/006-silent-clients.md`). A client that *speaks* and proves nothing is given
+Two limits end the waiting (`docs/decisions/012-silent-clients.md`). A client that *speaks* and proves nothing is given
 up soon. One of which nothing is heard is kept much longer; it goes over to the first limit when it speaks.
 """
 
