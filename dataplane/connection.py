@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from dataplane import repair
@@ -148,6 +149,8 @@ class LiveConnection:
         self._loop.remove_writer(self._fd)
         self._writing = self._shut = False
         repair.abandon(self._sock)
+        if (newest := Seq(self._tcp.section.tsval)) > Seq(proof.tsecr):
+            proof = replace(proof, tsecr=int(newest))  # what this kernel has sent may arrive yet
         self.stream.rewind(proof)
         rcv_nxt = self._irs + 1 + self.stream.rcv_nxt_offset
         self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt, self._host.interface)
@@ -202,6 +205,11 @@ class LiveConnection:
     def snd_nxt_position(self) -> int:
         """Position of SND.NXT: an ACK beyond it is ignored by this kernel."""
         return self.written_position() - repair.unsent(self._sock)
+
+    @property
+    def sack(self) -> bool:
+        """SACK was negotiated (RFC 2018)."""
+        return self._tcp.section.sack
 
     @property
     def over(self) -> bool:

@@ -112,7 +112,7 @@ class Proof:
     """The client's receive window in bytes."""
     tsval: int
     tsecr: int
-    """The newest TSval that the client has seen; 0 without timestamps. Go on above it."""
+    """The newest TSval that the client has seen, or may see yet; 0 without timestamps. Go on above it."""
     sacked: int = 0
     """Position up to which the client may hold bytes out of order (the highest SACK edge), or `position`.
 

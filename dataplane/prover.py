@@ -17,6 +17,8 @@ Clients that cannot name the byte (`judge` says what each kind of proof is):
   and contradicts whoever speaks in its name.
 * A client that negotiated SACK and does not name the byte within 200 ms (it is in TIME-WAIT, or DSACK is switched off)
   may prove itself by echo. Without timestamps it cannot.
+* A connection that is *live* in this host's kernel is asked by the stall guard. An echo would move its client's newest
+  timestamp beyond the kernel's own, whose segments the client would then discard (PAWS). So equal claims have to do.
 
 Two limits end the waiting (`docs/decisions/012-silent-clients.md`). A client that *speaks* and proves nothing is given
 up soon. One of which nothing is heard is kept much longer; it goes over to the first limit when it speaks.
@@ -27,7 +29,7 @@ from __future__ import annotations
 import heapq
 import math
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from dataplane import segment as tcp
@@ -53,7 +55,7 @@ _ECHO_RANGE = 1 << 25
 _ECHO_WINDOW = 128
 """What an echo offers the client, unscaled: from a few bytes to 2 MiB, until the kernel says it anew."""
 _CLAIMS_CHALLENGED = 4
-_ECHOES_REMEMBERED = 8
+_ECHOES_REMEMBERED = 16
 _PLAIN_INPUT = 64 * 1024
 """Input ahead of the checkpoint that is believed of two equal claims: a forger's guess must come so near."""
 
@@ -84,6 +86,7 @@ class _Candidate:
     limit: float
     """When it is decided whether the client spoke in vain; infinite while it is taken for silent."""
     forget: float
+    live: bool
     heard: float = -math.inf
     plain: bool = False
     """Answers that name no probe are looked at."""
@@ -91,6 +94,7 @@ class _Candidate:
     retry: float = 0.0
     challenges: list[int] = field(default_factory=list)
     echoes: list[int] = field(default_factory=list)
+    newest_echo: Seq | None = None
     claims: list[Proof] = field(default_factory=list)
     """What the client may have said of itself, the newest last; each ACK once."""
     claimed_at: float = 0.0
@@ -99,6 +103,11 @@ class _Candidate:
     @property
     def silent(self) -> bool:
         return self.limit == math.inf
+
+    @property
+    def echoing(self) -> bool:
+        """Its claims are challenged by echoes."""
+        return self.plain and self.expected.timestamps and not self.live
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +138,11 @@ class Prover:
     def __len__(self) -> int:
         return len(self._candidates)
 
-    def add(self, expected: Expectation, now: float, patience: Patience) -> Key:
-        """Begin with this connection: its first probe is due at once."""
+    def add(self, expected: Expectation, now: float, patience: Patience, *, live: bool = False) -> Key:
+        """Begin with this connection: its first probe is due at once. `live`: it is in this host's kernel."""
         key = key_of(expected)
         self._remove(key)
-        candidate = _Candidate(key, expected, patience, now, now, now + patience.speaking, now + patience.silent)
+        candidate = _Candidate(key, expected, patience, now, now, now + patience.speaking, now + patience.silent, live)
         self._candidates[key] = candidate
         heapq.heappush(self._due, (now, key))
         heapq.heappush(self._limits, (candidate.limit, key))
@@ -221,10 +230,12 @@ class Prover:
     def _ask(self, candidate: _Candidate) -> list[bytes]:
         """A probe, and before it an echo for each claim that could be the client's."""
         expected, packets = candidate.expected, []
-        if candidate.plain and expected.timestamps:
+        if candidate.echoing:
             for claimed in candidate.claims:
-                echo = (claimed.tsecr + 1 + self._random.randrange(_ECHO_RANGE)) & 0xFFFF_FFFF
+                echo = Seq(claimed.tsecr + 1 + self._random.randrange(_ECHO_RANGE))
                 candidate.echoes.append(echo)
+                if candidate.newest_echo is None or echo > candidate.newest_echo:
+                    candidate.newest_echo = echo
                 packets.append(_towards_client(expected, claimed.ack, window=_ECHO_WINDOW, tsval=echo))
             del candidate.echoes[:-_ECHOES_REMEMBERED]
         candidate.tries += 1
@@ -260,6 +271,9 @@ class Prover:
             self.doubts[Doubt.NO_PROOF] = self.doubts.get(Doubt.NO_PROOF, 0) + 1
             return None
         self._remove(key)
+        newest = candidate.newest_echo
+        if isinstance(found, Proof) and newest is not None and newest > Seq(found.tsecr):
+            found = replace(found, tsecr=int(newest))  # it may be under way still: whoever goes on must go on above it
         return Verdict(key, found)
 
     def _speaks(self, candidate: _Candidate, now: float) -> None:
@@ -276,7 +290,7 @@ class Prover:
             return False
         last = candidate.claims[-1] if candidate.claims else None
         if last is None:
-            if not candidate.expected.timestamps:  # from now on as slowly as it takes to answer
+            if not candidate.echoing:  # from now on as slowly as it takes to answer
                 asked = candidate.limit - candidate.patience.speaking
                 candidate.retry = max(AGREE_AFTER, now - asked) / 2
             self._schedule(candidate, now)
@@ -286,10 +300,9 @@ class Prover:
             candidate.claimed_at, candidate.claimed_tries = now, candidate.tries
             return False
         candidate.claims[-1] = found
-        expected = candidate.expected
         return (
-            not expected.sack
-            and not expected.timestamps
+            (candidate.live or not candidate.expected.sack)
+            and not candidate.echoing
             and found.input_missing <= _PLAIN_INPUT
             and candidate.tries >= candidate.claimed_tries + 2
             and now >= candidate.claimed_at + AGREE_AFTER

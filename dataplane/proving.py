@@ -34,15 +34,18 @@ class Proving:
         self._timer: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
 
-    def prove(self, expected: Expectation, patience: Patience, decided: Decided) -> Key:
-        """Ask this client where it stands; `decided` is called once. Raises `OSError` if answers cannot be heard."""
+    def prove(self, expected: Expectation, patience: Patience, decided: Decided, *, live: bool = False) -> Key:
+        """Ask this client where it stands; `decided` is called once. Raises `OSError` if answers cannot be heard.
+
+        `live`: the connection is this kernel's already.
+        """
         vip = expected.connection.source
         if vip not in self._answers:
             answers = AnswerSocket(vip)
             self._answers[vip] = answers
             self._plain_heard = (0, False)
             self._loop.add_reader(answers.fileno(), self._answered, answers)
-        key = self.prover.add(expected, self._loop.time(), patience)
+        key = self.prover.add(expected, self._loop.time(), patience, live=live)
         self._decided[key] = decided
         if self._idle is not None:
             self._idle.cancel()

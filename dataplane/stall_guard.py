@@ -7,10 +7,10 @@ Two things can stop a recreated connection, and for both the kernel would wait f
   This kernel has not sent so far yet, and ignores an ACK beyond SND.NXT, and so all that follow.
 
 So a connection whose client holds bytes beyond a hole is asked again every millisecond until it is past them; if its
-ACK has jumped beyond SND.NXT, the connection is made anew there, which also saves sending those bytes twice. Any other
-is looked at after 20 ms, then twice as late each time; if it has something outstanding and made no progress since the
-last look (or at eight askings), it is proven again and made anew. `docs/decisions/003-out-of-order.md` says what was
-tried instead.
+ACK has jumped beyond SND.NXT, the connection is made anew there, which also saves sending those bytes twice. A client
+without SACK does not say what it holds: it may be anything in its window. Any other connection is looked at after 20
+ms, then twice as late each time; if it has something outstanding and made no progress since the last look (or at eight
+askings), it is proven again and made anew. `docs/decisions/003-out-of-order.md` says what was tried instead.
 
 A connection that was idle, or whose client had closed its window, sends its first flight later: it is watched from then
 on.
@@ -61,7 +61,7 @@ class Step(enum.Enum):
 
 @dataclass
 class Watch:
-    """One connection. Positions are of its send direction (see `sequence_map`)."""
+    """One connection. Positions are of its send direction. `sack`: its client says what it holds."""
 
     goal: int
     """Once the client has more than this, the connection lives by itself."""
@@ -72,19 +72,21 @@ class Watch:
     looks: int = 0
     pursuits: int = 0
     still: int = 0
+    sack: bool = True
     closed: bool = False
     """The client said after the recreating that it has no room: the kernel will hear when it has."""
 
     @classmethod
-    def after(cls, proof: Proof) -> Watch:
-        watch = cls(0, 0, 0)
+    def after(cls, proof: Proof, *, sack: bool = True) -> Watch:
+        watch = cls(0, 0, 0, sack=sack)
         watch.rebuilt(proof)
         return watch
 
     def rebuilt(self, proof: Proof) -> None:
         """The connection was (re)created from this proof just now."""
-        self.acked, self.sacked = proof.position, proof.sacked
-        self.goal = max(proof.position, proof.sacked)
+        self.acked = proof.position
+        self.sacked = proof.sacked if self.sack else proof.position + proof.window
+        self.goal = max(self.acked, self.sacked)
         self.pursuits = self.still = 0
         self.closed = False
         if self.pursuing:
@@ -99,6 +101,7 @@ class Watch:
         if acked > self.goal:
             return Step.LEAVE
         if acked == sent:
+            self.goal = self.acked = self.sacked = acked  # it has everything, and holds nothing
             self.interval, self.looks = FIRST_LOOK, 0
             return Step.REST
         if self.closed and snd_nxt == acked:
@@ -124,8 +127,9 @@ class Watch:
             self.closed = True
             return Step.LOOK  # nothing to mend: the kernel itself asks when the window opens
         if self.pursuing and self.still < _STILL:
-            self.sacked = max(self.sacked, proof.sacked)
-            self.goal = max(self.goal, self.sacked)
+            if self.sack:
+                self.sacked = max(self.sacked, proof.sacked)
+                self.goal = max(self.goal, self.sacked)
             return Step.LOOK
         return Step.LOOK if acked > self.acked else Step.REBUILD
 
@@ -140,7 +144,7 @@ class StallGuard:
 
     def watch(self, connection: LiveConnection, proof: Proof) -> None:
         """Begin with a connection that was just recreated from `proof`."""
-        self._again(connection, Watch.after(proof))
+        self._again(connection, Watch.after(proof, sack=connection.sack))
 
     def _again(self, connection: LiveConnection, watch: Watch) -> None:
         self._loop.call_later(watch.interval, self._look, connection, watch)
@@ -153,7 +157,7 @@ class StallGuard:
             step = watch.look(acked, snd_nxt, connection.written_position())
             if step is Step.PROVE:
                 decided = functools.partial(self._proven, connection, watch)
-                self._proving.prove(connection.expectation(), _PATIENCE, decided)
+                self._proving.prove(connection.expectation(), _PATIENCE, decided, live=True)
                 self._proving.turn()
         except OSError:
             return  # it ended meanwhile

@@ -57,11 +57,12 @@ class Lab:
         docroots: dict[str, str] | None = None,
         both: bool = False,
         serving: dict[str, object] | None = None,
+        detection: dict[str, object] | None = None,
         services: Mapping[int | str, str] | None = None,
     ) -> None:
         """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection.
-        `serving`: fields of the configuration's part of that name. `services`: protocols by port, beside HTTP on
-        port 80, for example `{7000: "mypackage.module:KIND"}`.
+        `serving`, `detection`: fields of the configuration's parts of those names. `services`: protocols by port,
+        beside HTTP on port 80, for example `{7000: "mypackage.module:KIND"}`.
         """
         if servers < 1 or clients < 1 or servers > 32 or clients > 32:
             raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
@@ -77,6 +78,7 @@ class Lab:
         self._docroots = docroots or {}
         self._both = both
         self._serving = serving or {}
+        self._detection = detection or {}
         self._services = services or {}
         self._config_file = config
         self._given = configuration_.load(config) if config is not None else None
@@ -169,6 +171,7 @@ vips:
     services: [{services}]
 state: {{embedded: {FOLDER}/state.db}}
 serving: {json.dumps(self._serving)}
+detection: {json.dumps(self._detection)}
 servers:
 """
         for i, name in enumerate(names):

@@ -210,7 +210,7 @@ def held_back(client: Client, position: int) -> Iterator[None]:
     dropped = [
         f"in {to(client)} tcp sequence {a}-{b} {what} drop"
         for a, b in ranges
-        for what in ("meta length > 60", "tcp flags & fin == fin")
+        for what in ("meta length > 100", "tcp flags & fin == fin")
     ]
     with rules(client.lab, client.host, *dropped):
         yield
@@ -225,3 +225,28 @@ def settled(lab: Lab, since: int) -> dict[str, Any]:
     )
     found: dict[str, Any] = lab.takeovers()[since]
     return found
+
+
+# --- kinds of clients ---
+KINDS = ["sack timestamps", "sack", "timestamps", "neither"]
+
+
+@contextmanager
+def settings(lab: Lab, host: str, **values: int) -> Iterator[None]:
+    """The TCP of a host: `tcp_sack=0` and so on."""
+
+    def write(wanted: dict[str, int]) -> None:
+        lab.run(host, ["sysctl", "-qw", *(f"net.ipv4.{name}={value}" for name, value in wanted.items())], check=True)
+
+    write(values)
+    try:
+        yield
+    finally:
+        write(dict.fromkeys(values, 1))
+
+
+@contextmanager
+def kind_of_client(lab: Lab, host: str, kind: str) -> Iterator[None]:
+    """The host's TCP can what the words in `kind` say: `sack`, `timestamps`."""
+    with settings(lab, host, tcp_sack=int("sack" in kind), tcp_timestamps=int("timestamps" in kind)):
+        yield

@@ -34,7 +34,7 @@ def dialogue(client: ModelClient, seed: int = 1, **options: Any) -> Network:
     """Probing has just begun."""
     prover = Prover(random.Random(seed))
     expected = expectation(sack=client.sack, timestamps=client.timestamps)
-    prover.add(expected, 0.0, options.pop("patience", PATIENCE))
+    prover.add(expected, 0.0, options.pop("patience", PATIENCE), live=options.pop("live", False))
     return Network(prover, client, **options)
 
 
@@ -121,6 +121,27 @@ def test_an_echo_moves_a_clients_timestamps_ahead_by_hours_at_most() -> None:
     moved = Seq(TSVAL).distance(client.ts_recent)
     assert 0 < moved <= 1 << 25
     assert proof.tsecr == client.ts_recent, "the new owner goes on above it"
+
+
+def test_whoever_goes_on_goes_on_above_every_echo_that_may_still_be_under_way() -> None:
+    """Several were sent before the first was answered; a later one may arrive after the proof."""
+    client = ModelClient(SENT, sack=False)
+    network = dialogue(client, delay=0.3)
+    proof = proof_of(network.run(10.0))
+    while network._flying:
+        network.run(network._flying[0][0])
+    assert client.ts_recent != TSVAL
+    assert Seq(proof.tsecr) >= Seq(client.ts_recent)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, pytest.param({"dsack": False}, id="sack without dsack, timestamps")])
+def test_a_live_connections_client_is_asked_without_touching_its_timestamps(kind: dict[str, Any]) -> None:
+    """Else it would discard what the kernel sends it (PAWS)."""
+    client = ModelClient(SENT, **kind)
+    network = dialogue(client, live=True, delay=0.02)
+    assert proof_of(network.run(10.0)).position == SENT
+    assert client.ts_recent == TSVAL
+    assert network.now < 0.7
 
 
 # --- silence ---

@@ -165,3 +165,35 @@ def test_pursuit_ends_and_patient_looking_follows() -> None:
         assert askings < 1000
     assert step is Step.LOOK
     assert watch.interval == FIRST_LOOK
+
+
+# --- a client without SACK ---
+def test_a_client_without_sack_may_hold_anything_in_its_window() -> None:
+    """It is watched until it is past that, and made anew when its ACK jumps beyond what the kernel has sent."""
+    watch = Watch.after(proof(START), sack=False)
+    edge = START + proof(START).window
+    assert look(watch, START, 10 * edge) is Step.PROVE
+    assert watch.proven(proof(START), START, START + 14_480) is Step.LOOK
+    assert look(watch, edge, 10 * edge) is not Step.LEAVE
+    jumped = proof(edge)
+    assert watch.proven(jumped, START, START + 14_480) is Step.REBUILD
+    watch.rebuilt(jumped)
+    assert look(watch, edge + proof(START).window + 1, 10 * edge) is Step.LEAVE
+
+
+def test_what_a_client_without_sack_may_hold_does_not_grow_with_its_window() -> None:
+    """What lies beyond was sent by this kernel, whose retransmission takes care of it."""
+    watch = Watch.after(proof(START), sack=False)
+    edge = START + proof(START).window
+    acked = START
+    while acked <= edge:
+        assert look(watch, acked, 10 * edge) is Step.PROVE
+        assert watch.proven(proof(acked), acked, acked + 14_480) is Step.LOOK
+        acked += 14_480
+    assert look(watch, acked, 10 * edge) is Step.LEAVE
+
+
+def test_a_client_that_has_everything_holds_nothing() -> None:
+    watch = Watch.after(proof(START), sack=False)
+    assert watch.look(START, START, START) is Step.REST
+    assert watch.look(START + 1, START + 500, START + 500) is Step.LEAVE
