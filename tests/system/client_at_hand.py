@@ -227,6 +227,15 @@ def settled(lab: Lab, since: int) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def by_itself(lab: Lab) -> Iterator[None]:
+    """A test that no other's connections disturb. Whoever died in it is up again afterwards."""
+    lab.until(lambda: not lab.connections(), "connections of another test remain")
+    yield
+    for name in lab.status()["failed"]:
+        lab.heal(name)
+
+
 # --- kinds of clients ---
 KINDS = ["sack timestamps", "sack", "timestamps", "neither"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.sequence import Seq
-from tests.system.client_at_hand import Client, held_back, settled
+from tests.system.client_at_hand import Client, by_itself, held_back, settled
 from topologies import Lab
 
 _MODULUS = 1 << 32
@@ -32,10 +32,9 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(autouse=True)
-def everyone_is_up_again(lab: Lab) -> Iterator[None]:
-    yield
-    for name in lab.status()["failed"]:
-        lab.heal(name)
+def every_test_for_itself(lab: Lab) -> Iterator[None]:
+    with by_itself(lab):
+        yield
 
 
 @pytest.fixture(params=["vip", "vip6"], autouse=True)

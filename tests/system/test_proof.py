@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from tests.system.client_at_hand import KINDS, Client, from_, held_back, kind_of_client, rules, settings, settled, to
+from tests.system.client_at_hand import (
+    KINDS,
+    Client,
+    by_itself,
+    from_,
+    held_back,
+    kind_of_client,
+    rules,
+    settings,
+    settled,
+    to,
+)
 from topologies import Lab
 
 _RESET_LIMIT = 2.0
@@ -27,10 +38,9 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(autouse=True)
-def everyone_is_up_again(lab: Lab) -> Iterator[None]:
-    yield
-    for name in lab.status()["failed"]:
-        lab.heal(name)
+def every_test_for_itself(lab: Lab) -> Iterator[None]:
+    with by_itself(lab):
+        yield
 
 
 @pytest.fixture(params=KINDS)

@@ -18,7 +18,7 @@ import pytest
 
 from dataplane.segment import ACK, Segment, build
 from dataplane.sequence import Seq
-from tests.system.client_at_hand import KINDS, Client, held_back, inside, kind_of_client, rules, settled, to
+from tests.system.client_at_hand import KINDS, Client, by_itself, held_back, inside, kind_of_client, rules, settled, to
 from topologies import Lab
 from topologies.vip import VIP
 
@@ -35,10 +35,9 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(autouse=True)
-def everyone_is_up_again(lab: Lab) -> Iterator[None]:
-    yield
-    for name in lab.status()["failed"]:
-        lab.heal(name)
+def every_test_for_itself(lab: Lab) -> Iterator[None]:
+    with by_itself(lab):
+        yield
 
 
 @contextmanager
