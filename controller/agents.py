@@ -108,6 +108,7 @@ class AgentLink:
             while not self.closed:
                 if said:
                     listener.agent_said(self, said)
+                    eventlet.sleep(0)  # reading what is there already would let nobody else run
                 said = self._next(reader)
         except (OSError, EOFError, eventlet.Timeout):
             pass

@@ -3,26 +3,32 @@ every answer is small: lists are paged."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import eventlet
 import eventlet.wsgi
 import falcon
+import falcon.media
+import msgspec
 import yaml
 from eventlet.green import socket as green_socket
 
 from controller import metrics, views
+from controller.collector import Record
 from controller.runtime import Runtime
 from state.configuration import Address
 from state.errors import LocalError
 
 _LIMIT_DEFAULT = 100
 _LIMIT_MOST = 500
+_PORTION = 64
+"""Items of a long answer that are made without letting the controller do anything else."""
 _EVENT_POLL_SECONDS = 0.05
 _KEEP_ALIVE_SECONDS = 15.0
 
@@ -37,9 +43,10 @@ class Page(Generic[T]):
         self.limit = _number(request, "limit", _LIMIT_DEFAULT, 1, _LIMIT_MOST)
         self.start = _number(request, "cursor", 0, 0, 2**53)
 
-    def of(self, items: list[T]) -> tuple[list[T], str | None]:
+    def of(self, items: Iterable[T]) -> tuple[list[T], str | None]:
         end = self.start + self.limit
-        return items[self.start : end], str(end) if end < len(items) else None
+        chosen = list(itertools.islice(items, self.start, end + 1))
+        return chosen[: self.limit], str(end) if len(chosen) > self.limit else None
 
 
 def _number(request: falcon.Request, name: str, default: int, low: int, high: int) -> int:
@@ -87,19 +94,21 @@ class Connections:
         self._servers = runtime.conductor.servers
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        page: Page[str] = Page(request)
+        page: Page[tuple[str, Record]] = Page(request)
         server, state = request.get_param("server"), request.get_param("state")
         if server is not None and server not in self._servers:
             raise falcon.HTTPUnprocessableEntity(description=f"there is no server named {server}")
         if state is not None and state not in ("established", "unready"):
             raise falcon.HTTPUnprocessableEntity(description="state must be established or unready")
-        names = [name for name, _ in self._collector.of(server)] if server else self._collector.names()
-        if state is not None:
-            settled = state == "established"
-            names = [name for name in names if (record := self._collector.get(name)) and record.settled == settled]
-        chosen, next_ = page.of(names)
-        records = [(name, self._collector.get(name)) for name in chosen]
-        _list(response, [views.connection(name, record) for name, record in records if record is not None], next_)
+        records = self._collector.of(server) if server else self._collector.all()
+        settled = {"established": (True,), "unready": (False,), None: (True, False)}[state]
+        chosen, next_ = page.of(item for item in records if item[1].settled in settled)
+        items = []
+        for name, record in chosen:
+            items.append(views.connection(name, record))
+            if len(items) % _PORTION == 0:
+                eventlet.sleep(0)
+        _list(response, items, next_)
 
     def on_get_one(self, request: falcon.Request, response: falcon.Response, name: str) -> None:
         record = self._collector.get(name)
@@ -204,6 +213,8 @@ def _unexpected(request: falcon.Request, response: falcon.Response, error: Excep
 
 def application(runtime: Runtime) -> falcon.App[falcon.Request, falcon.Response]:
     app = falcon.App()
+    handler = falcon.media.JSONHandler(dumps=msgspec.json.encode)  # ten times as quick as the default
+    app.resp_options.media_handlers[falcon.MEDIA_JSON] = handler
     app.set_error_serializer(_problem)
     app.add_error_handler(Exception, _unexpected)
     servers, connections, takeovers = Servers(runtime), Connections(runtime), Takeovers(runtime)

@@ -46,7 +46,7 @@ class TakeoverApp(app_manager.RyuApp):  # type: ignore[misc]
     @set_ev_cls(ofp_event.EventOFPStateChange, [MAIN_DISPATCHER, DEAD_DISPATCHER])
     def _state(self, event: Any) -> None:
         if event.state == MAIN_DISPATCHER:
-            self._switch = OpenFlowSwitch(event.datapath)
+            self._switch = OpenFlowSwitch(event.datapath, self._runtime.switch_messages)
             self._ports = {}
             event.datapath.send_msg(PARSER.OFPPortDescStatsRequest(event.datapath, 0))
         elif self._switch is not None and event.datapath is self._switch.datapath:

@@ -99,8 +99,10 @@ def _agent(chosen: argparse.Namespace) -> int:
         known = ", ".join(s.name for s in config.servers)
         raise ConfigurationError([f"{chosen.config}: servers: no server is named {chosen.name}; known are {known}"])
     from dataplane.agent import Agent
+    from dataplane.event_loop import FairLoop
 
-    asyncio.run(Agent(config, server).run())
+    with asyncio.Runner(loop_factory=FairLoop) as runner:
+        runner.run(Agent(config, server).run())
     return 0
 
 

@@ -28,7 +28,6 @@ from state.configuration import Configuration
 from state.datablock import FourTuple
 from state.messages import Message
 
-_BLOCKS_PER_MESSAGE = 64
 NO_BACKUP = "no backup came up"
 WAIT_FOR_BACKUP = 60.0
 """Seconds that the connections of a dead server wait for any server to come up; a client's TCP waits longer."""
@@ -98,6 +97,8 @@ class ServerState:
     connections: int = 0
     load: float = 0.0
     lag: float = 0.0
+    lag_most: float = 0.0
+    """The longest delay of its event loop since the metrics were last asked."""
     backup: str | None = None
     unready: int = 0
     """Unready connections that its backup holds of it (claim 14), as of the backup's last heartbeat."""
@@ -125,7 +126,7 @@ class Conductor:
     """All of the controller's state but the blocks in the store. Every method is one event and returns actions."""
 
     configuration: Configuration
-    collector: Collector = field(default_factory=Collector)
+    collector: Collector = field(init=False)
     gate: Gate = field(default_factory=Gate)
     history: History = field(default_factory=History)
     epoch: int = 1
@@ -135,6 +136,7 @@ class Conductor:
 
     def __post_init__(self) -> None:
         self.ownership = Ownership(self.configuration)
+        self.collector = Collector(self.ownership.slot)
         self.detector = Detector(self.configuration.detection.timeout / 1000)
         self.servers = {server.name: ServerState(server.name) for server in self.configuration.servers}
         self._ports: dict[str, int] = {}
@@ -290,13 +292,11 @@ class Conductor:
                 pending.setdefault(record.header.server, []).append(record.block)
         for source, blocks in pending.items():
             self._record(Failure(source, Cause.ABSENT, now), heir.name, len(blocks), now)
-            actions += [Send(heir.name, messages.Backup(source, blocks)), Commit([], (self._number,))]
+            actions += [*_backup(heir.name, source, blocks), Commit([], (self._number,))]
         return actions
 
     def _give_back(self, server: ServerState) -> list[Action]:
-        busy = {
-            slot for connection in self.collector.connections() if (slot := self.ownership.slot(connection)) is not None
-        }
+        busy = self.collector.slots()
         orphans = {o for o in self.ownership.owner.values() if not self.servers[o].up and o not in self._recovering}
         for orphan in orphans:
             self.ownership.fail_over(orphan, server.name)
@@ -328,6 +328,7 @@ class Conductor:
             for owner, unready in message.unready.items():
                 if owner in self.servers and self.servers[owner].backup == name:
                     self.servers[owner].unready = unready
+            server.lag_most = max(server.lag_most, message.lag)
             return []
         if isinstance(message, messages.Prepared):
             if message.owner in self.servers:
@@ -342,7 +343,7 @@ class Conductor:
         actions = self._follow_strays(name, [connection for connection, _, _ in accepted])
         backup = self.servers[name].backup
         if backup is not None and accepted:
-            actions.append(Send(backup, messages.Backup(name, [block for _, _, block in accepted])))
+            actions += _backup(backup, name, [block for _, _, block in accepted])
         return actions
 
     def _follow_strays(self, name: str, connections: list[str]) -> list[Action]:
@@ -354,10 +355,10 @@ class Conductor:
         actions: list[Action] = []
         for connection in connections:
             record = self.collector.get(connection)
-            slot = self.ownership.slot(record.header.connection) if record is not None else None
+            slot = record.slot if record is not None else None
             if slot is None or (owner := self.ownership.owner[self.ownership.home[slot]]) == name:
                 continue
-            taken = any(self.ownership.slot(r.header.connection) == slot for _, r in self.collector.of(owner))
+            taken = slot in self.collector.slots(owner)
             move = None if taken else self.ownership.follow(slot, name)
             if move is None:
                 gone, forget = self.closed(name, [connection])
@@ -428,9 +429,10 @@ class Conductor:
         else:
             attachment = self._attachments()[heir]
             self.ownership.fail_over(server.name, heir)
+            # First of all, the fence: the blocks come to the heir in time, before the order to resume.
+            actions.append(Commit(steering.hand_over(self.configuration, takeover.homes, attachment), (self._number,)))
             if prepared != heir:
                 actions += self._blocks_for(heir, server.name)
-            actions.append(Commit(steering.hand_over(self.configuration, takeover.homes, attachment), (self._number,)))
             self.collector.reassign(server.name, heir)
         actions += [Send(server.name, fenced, last=True), self.saved()]
         return [*actions, self._announce_server(server), *self._announce_takeover(takeover)]
@@ -519,12 +521,8 @@ class Conductor:
                 other.backup, other.unready = None, 0
 
     def _blocks_for(self, backup: str, owner: str) -> list[Action]:
-        """Everything that `owner` is responsible for, in messages of bounded size."""
-        blocks = [record.block for _, record in self.collector.of(owner)]
-        return [
-            Send(backup, messages.Backup(owner, blocks[i : i + _BLOCKS_PER_MESSAGE]))
-            for i in range(0, len(blocks), _BLOCKS_PER_MESSAGE)
-        ]
+        """Everything that `owner` is responsible for."""
+        return _backup(backup, owner, [record.block for _, record in self.collector.of(owner)])
 
     # --- the close gate ---
     def close_seen(self, in_port: int, connection: FourTuple, packet: bytes, now: float) -> list[Action]:
@@ -551,3 +549,7 @@ class Conductor:
             "phase": takeover.phase.value,
         }
         return [Announce("takeover", body)]
+
+
+def _backup(backup: str, owner: str, blocks: list[bytes]) -> list[Action]:
+    return [Send(backup, messages.Backup(owner, portion)) for portion in messages.portions(blocks)]

@@ -23,6 +23,9 @@ class _State(Collector):
         up = GaugeMetricFamily("takeover_server_up", "1 when the server is up", labels=["server"])
         count = GaugeMetricFamily("takeover_connections", "Connections with a checkpoint", labels=["server"])
         age = GaugeMetricFamily("takeover_heartbeat_age_seconds", "Since the last sign of life", labels=["server"])
+        delay = GaugeMetricFamily(
+            "takeover_agent_loop_lag_seconds", "Longest delay of the agent's loop since last asked", labels=["server"]
+        )
         now = time.monotonic()
         for name, server in conductor.servers.items():
             up.add_metric([name], server.up)
@@ -30,7 +33,9 @@ class _State(Collector):
             silent = conductor.detector.age(name, now)
             if silent is not None:
                 age.add_metric([name], silent)
-        yield from (up, count, age)
+            delay.add_metric([name], server.lag_most)
+            server.lag_most = 0.0
+        yield from (up, count, age, delay)
         causes = CounterMetricFamily("takeover_takeovers", "Takeovers by cause", labels=["cause"])
         fates = CounterMetricFamily("takeover_moved_connections", "Connections by fate", labels=["fate"])
         totals: dict[str, int] = {}
@@ -60,6 +65,10 @@ class _State(Collector):
         yield GaugeMetricFamily("takeover_epoch", "The present epoch", conductor.epoch)
         lag, runtime.lag_seconds = runtime.lag_seconds, 0.0
         yield GaugeMetricFamily("takeover_loop_lag_seconds", "Longest delay of the event loop since last asked", lag)
+        sent = CounterMetricFamily("takeover_switch_messages", "Sent to the switch, by name", labels=["message"])
+        for label, number in runtime.switch_messages.items():
+            sent.add_metric([label], number)
+        yield sent
         errors = CounterMetricFamily("takeover_errors", "Errors by kind", labels=["kind"])
         for label, number in runtime.errors.items():
             errors.add_metric([label], number)

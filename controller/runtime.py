@@ -24,7 +24,6 @@ from state.errors import CheckpointRefused
 from state.store import Store
 
 _EVENTS_KEPT = 1000
-_STORES_PER_TURN = 256
 _REINSTALL_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
@@ -52,6 +51,8 @@ class Runtime:
         """(number, kind, JSON), the newest last."""
         self.event_number = 0
         self.errors: Counter[str] = Counter()
+        self.switch_messages: Counter[str] = Counter()
+        """Sent to the switch, by their name in OpenFlow."""
         self.late_packets = 0
         self.lag_seconds = 0.0
         """The longest that the event loop was late since it was last asked."""
@@ -179,6 +180,8 @@ class Runtime:
                 continue
             self._take(link, name, stores)
             stores = []
+            if link.closed:
+                return
             if isinstance(message, messages.Closed):
                 gone, actions = self.conductor.closed(name, message.connections)
                 self._store.forget(gone)
@@ -189,19 +192,35 @@ class Runtime:
 
     def _take(self, link: AgentLink, name: str, stores: list[messages.Store]) -> None:
         """Several `Store`s in one commit, in portions that do not hold the loop up."""
-        for i in range(0, len(stores), _STORES_PER_TURN):
-            portion = stores[i : i + _STORES_PER_TURN]
-            if i:
+        blocks: list[bytes] = []
+        number = None
+        for store in stores:
+            if blocks and len(blocks) + len(store.blocks) > messages.PORTION_BLOCKS:
+                self._keep(link, name, blocks, number)
                 eventlet.sleep(0)
-            server = self.conductor.servers[name]
-            blocks = [block for store in portion for block in store.blocks]
-            intake = self.conductor.collector.take(name, server.incarnation, blocks, time.time_ns())
-            self.conductor.detector.heard(name, time.monotonic())
-            for refused in intake.refused:
-                _log.warning("%s: %s", name, refused)
-            self._store.put(intake.accepted)
-            link.send(messages.Stored(portion[-1].number))
-            self.perform(self.conductor.stored(name, intake.accepted))
+                blocks = []
+            blocks += store.blocks
+            number = store.number
+            while len(blocks) > messages.PORTION_BLOCKS:
+                self._keep(link, name, blocks[: messages.PORTION_BLOCKS], None)
+                eventlet.sleep(0)
+                del blocks[: messages.PORTION_BLOCKS]
+        if stores:
+            self._keep(link, name, blocks, number)
+
+    def _keep(self, link: AgentLink, name: str, blocks: list[bytes], number: int | None) -> None:
+        """`number`: of the last `Store` that is kept whole with these blocks."""
+        if link.closed:
+            return  # fenced while its last words were being taken in
+        life = self.conductor.servers[name].incarnation
+        intake = self.conductor.collector.take(name, life, blocks, time.time_ns())
+        self.conductor.detector.heard(name, time.monotonic())
+        for refused in intake.refused:
+            _log.warning("%s: %s", name, refused)
+        self._store.put(intake.accepted)
+        if number is not None:
+            link.send(messages.Stored(number))
+        self.perform(self.conductor.stored(name, intake.accepted))
 
     def agent_refused(self) -> None:
         self.errors["agent message"] += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +26,10 @@ _log = logging.getLogger(__name__)
 class OpenFlowSwitch:
     """Atomic bundles (ONF extension 230) and single messages to one datapath. No method suspends the caller."""
 
-    def __init__(self, datapath: Any) -> None:
+    def __init__(self, datapath: Any, sent: Counter[str] | None = None) -> None:
+        """`sent` counts the messages by their name in OpenFlow."""
         self.datapath = datapath
+        self._sent: Counter[str] = sent if sent is not None else Counter()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[Callable[[], None], Callable[[], None]]] = {}
         self._commits: dict[int, int] = {}
@@ -73,6 +76,7 @@ class OpenFlowSwitch:
             refused()
 
     def _serialized(self, message: Any) -> bytes:
+        self._sent[type(message).__name__] += 1
         message.datapath = self.datapath
         self.datapath.set_xid(message)
         message.serialize()

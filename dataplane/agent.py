@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import logging
 import os
@@ -30,9 +31,11 @@ from dataplane.admission import Admission
 from dataplane.backup import Progress, Takeover, UnreadySet
 from dataplane.connection import LiveConnection, refuse_quietly
 from dataplane.controller_link import ControllerLink
+from dataplane.event_loop import Paced
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
-from dataplane.prover import Patience, key_of
+from dataplane.packet_socket import unhush
+from dataplane.prover import Key, Patience
 from dataplane.proving import Proving
 from dataplane.sentinel import Sentinel
 from dataplane.sequence_map import SequenceMap
@@ -44,10 +47,11 @@ from state.configuration import Configuration, Server, Service
 from state.datablock import FourTuple
 from state.errors import LocalError, RepairError
 from state.messages import FromController, Hello
-from state.process import allow_files, settle
+from state.process import Sweeping, allow_files, settle
 
 _BACKLOG = 4096
-_ACCEPTS_PER_TURN = 64
+_ACCEPTS_PER_TURN = 8
+_CONNECTIONS_PER_TURN = 16
 _ACCEPT_PAUSE = 0.1
 _STOP_CHECK = 0.02
 _REFUSALS_SAID = 10.0
@@ -85,6 +89,10 @@ class Agent:
         self._beats = 0
         self._refusal = ""
         self._closed: list[str] = []
+        self._handing_in = False
+        self._adopted: list[LiveConnection] = []
+        """Taken over lately: the old owner's checkpoints stand for them until all is quiet."""
+        self._adopted_before = 0
 
     async def run(self) -> None:
         """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
@@ -99,8 +107,11 @@ class Agent:
             log.start()
         else:
             access_log.switch_off()
+        self._checkpoints: Paced[LiveConnection] = Paced(LiveConnection.checkpoint_now)
+        self._about: dict[str, Paced[Callable[[], None]]] = {}
+        """What the controller said about each other server's connections, and what is not done yet."""
         self._unready = UnreadySet(self, self._registry)
-        self._proving = Proving(self.interface)
+        self._proving = Proving(self.interface, self._listening)
         self._guard = StallGuard(self._proving)
         self._link = ControllerLink(self._configuration.agents, self)
         orphans.destroy(self._services())
@@ -110,6 +121,7 @@ class Agent:
         count = await self.root.index()
         _log.info("%s serves %s (%d objects indexed)", self.name, self.root.root, count)
         settle()
+        self._sweeping = Sweeping()
         self._next_beat = self._loop.time()
         self._beat()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -129,6 +141,10 @@ class Agent:
             if log is not None:
                 log.close()
 
+    def _listening(self) -> list[socket.socket]:
+        """Those that let anybody in; the others have a filter already (`admission.shut`)."""
+        return [] if self._stop.is_set() else [listener for listener, _ in self._listeners]
+
     def _services(self) -> Iterator[tuple[str, int]]:
         return ((vip.address, service.port) for vip in self._configuration.vips for service in vip.services)
 
@@ -146,19 +162,26 @@ class Agent:
             admission.shut(listener)
             self._accept(listener, service, _BACKLOG)  # who is in already
             self._loop.remove_reader(listener.fileno())
-        for connection in list(self._connections.values()):
-            connection.stopping()
+        await self._each(LiveConnection.stopping)
         while self._loop.time() < limit and any(c.unacknowledged for c in self._connections.values()):
             await asyncio.sleep(_STOP_CHECK)
-        for connection in list(self._connections.values()):
-            if not (self._link.connected and connection.protected):
-                connection.reset()  # nobody can take it over
+        await self._each(self._reset_if_lost)
         self._tell_closed()
         _log.info("%s ends; %d connections are left to its backup", self.name, len(self._connections))
-        for connection in list(self._connections.values()):
-            connection.hand_in()
-        self._closed.clear()  # they are not closed
+        self._handing_in = True
+        await self._each(LiveConnection.hand_in)
         await self._link.close()
+
+    async def _each(self, act: Callable[[LiveConnection], None]) -> None:
+        """With every connection, a few per turn of the loop."""
+        for number, connection in enumerate(list(self._connections.values()), 1):
+            act(connection)
+            if number % _CONNECTIONS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _reset_if_lost(self, connection: LiveConnection) -> None:
+        if not (self._link.connected and connection.protected):
+            connection.reset()  # nobody can take it over
 
     # --- serving ---
     def _listen(self, address: str, service: Service) -> None:
@@ -192,6 +215,7 @@ class Agent:
                 self._loop.call_later(_ACCEPT_PAUSE, self._accept_again, listener, service)
                 return
             sock.setblocking(False)
+            unhush(sock)
             reason = self._admission.refusal(socket.inet_pton(sock.family, peer[0]))
             if reason is not None:
                 refuse_quietly(sock)
@@ -251,7 +275,8 @@ class Agent:
         if self._connections.get(connection.connection) is connection:
             del self._connections[connection.connection]
             self._admission.left(connection.connection.destination)
-        self.over(connection.connection.id)
+        if not self._handing_in:  # then it did not end
+            self.over(connection.connection.id)
 
     def _tell_closed(self) -> None:
         closed, self._closed = self._closed, []
@@ -268,6 +293,13 @@ class Agent:
         self._next_beat = now + interval
         self._beats += 1
         self._link.overdue(now)
+        if not self._adopted:
+            self._sweeping.beat(idle=not self._connections and not self._unready)
+        elif not self._takeovers or len(self._adopted) == self._adopted_before:
+            self._sweeping.keep()
+            self._checkpoints.extend(self._adopted)
+            self._adopted = []
+        self._adopted_before = len(self._adopted)
         if self._link.connected:
             load = os.getloadavg()[0]
             self._link.send(messages.Heartbeat(self._beats, len(self._connections), load, lag, self._unready.counts()))
@@ -279,25 +311,37 @@ class Agent:
 
     def disconnected(self) -> None:
         """Unready connections are of a state that may be old when the controller returns: it sends them again."""
-        for vip_owner in self._configuration.servers:
-            self._unready.forget(vip_owner.name, ())
+        for owner, tasks in self._about.items():
+            tasks.clear()
+            self._unready.forget(owner, ())
 
     def ordered(self, message: FromController) -> None:
         if isinstance(message, messages.Welcome):
             self.epoch = max(self.epoch, message.epoch)
-            for connection in self._connections.values():
-                connection.schedule_checkpoint()
+            self._checkpoints.clear()
+            self._checkpoints.extend(self._connections.values())
         elif isinstance(message, messages.Backup):
-            self._unready.build(message.owner, message.blocks)
+            owner, build = message.owner, self._unready.build_expected
+            names = self._unready.expect(owner, message.blocks)
+            self._later(owner, [functools.partial(build, owner, name) for name in names])
         elif isinstance(message, messages.Forget):
             self._unready.forget(message.owner, message.connections)
         elif isinstance(message, messages.Synchronised):
-            refused = sum(self._unready.refused.values())
-            self._link.send(messages.Prepared(message.owner, self._unready.count(message.owner), refused))
+            self._later(message.owner, [functools.partial(self._prepared, message.owner)])
         elif isinstance(message, messages.Resume):
-            self._resume(message)
+            self._later(message.owner, [functools.partial(self._resume, message)])
         elif isinstance(message, messages.Refused):
             self._refused(message)
+
+    def _later(self, owner: str, tasks: list[Callable[[], None]]) -> None:
+        """In order with all that was said about this owner, and in portions: there may be thousands of blocks."""
+        if owner not in self._about:
+            self._about[owner] = Paced(lambda task: task())
+        self._about[owner].extend(tasks)
+
+    def _prepared(self, owner: str) -> None:
+        refused = sum(self._unready.refused.values())
+        self._link.send(messages.Prepared(owner, self._unready.count(owner), refused))
 
     def _refused(self, message: messages.Refused) -> None:
         if message.sentence != self._refusal:  # said once, not at every try
@@ -307,6 +351,7 @@ class Agent:
             for takeover in list(self._takeovers.values()):
                 takeover.end()
             self._takeovers.clear()
+            self._adopted.clear()
             for connection in list(self._connections.values()):
                 connection.abandon()
             self._closed.clear()  # they are not closed: another server has them
@@ -331,22 +376,24 @@ class Agent:
         detection = self._configuration.detection
         patience = Patience(detection.proof / 1000, detection.silence / 1000)
         unready = self._unready.take(order.owner)
-        # After its own restart the controller may not know yet that some were adopted here already.
-        adopted = [entry for entry in unready if entry.header.connection in self._connections]
-        for entry in adopted:
-            unready.remove(entry)
-            self._unready.release(entry)
-        for entry in unready:
-            for earlier in self._takeovers.values():
-                earlier.yield_up(key_of(entry.expected))  # still waiting; the controller's last life had ordered it
         takeover = Takeover(order.takeover, self, self, self._proving, unready, patience)
         self._takeovers[order.takeover] = takeover
-        takeover.begin(already=[entry.header.connection.id for entry in adopted])
+        takeover.begin()
+
+    def has(self, connection: FourTuple) -> bool:
+        return connection in self._connections
+
+    def yield_up(self, key: Key, to: Takeover) -> None:
+        for takeover in self._takeovers.values():
+            if takeover is not to:
+                takeover.yield_up(key)
 
     def adopt(self, connection: LiveConnection, proof: Proof) -> None:
-        if not connection.over:
-            self._register(connection)
-            self._guard.watch(connection, proof)
+        if connection.over:
+            return
+        self._register(connection)
+        self._adopted.append(connection)
+        self._guard.watch(connection, proof)
 
     def report(self, takeover: int, progress: Progress, waiting: int) -> None:
         self._link.send(

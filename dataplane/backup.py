@@ -12,12 +12,13 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from dataplane import repair
 from dataplane.connection import Host, LiveConnection
+from dataplane.event_loop import Paced
 from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
 from dataplane.prover import Key, Patience, Verdict, key_of, nudge_segment, reset_segment
@@ -26,7 +27,7 @@ from dataplane.sequence import Seq
 from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Application, Registry, TcpLayer
 from dataplane.stream import ByteStream
-from state.datablock import DataBlock, Header
+from state.datablock import DataBlock, FourTuple, Header, decode_header
 from state.errors import CheckpointRefused, TakeoverError
 from state.messages import CLOSE_MARK, LIMIT_COMPARISONS, Comparison
 from state.sections import STREAM, TCP, ObjectRef, StreamSection, TcpSection
@@ -44,6 +45,9 @@ _REASONS = {Doubt.GONE: CLIENT_GONE, Doubt.SILENT: CLIENT_SILENT, Doubt.UNPROVEN
 _NUDGES = (0.3, 1.2)
 """Seconds after a reset at which the client is nudged, in case the RST did not reach it or was not where it stands. By
 then the shared state has forgotten the connection, so that the close gate lets the kernel's own RST out."""
+
+_REPORT_SECONDS = 0.01
+_RELEASED_AT_ONCE = 64
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +102,8 @@ class UnreadySet:
         self._host = host
         self._registry = registry
         self._owners: dict[str, dict[str, Unready]] = {}
+        self._expected: dict[str, dict[str, bytes]] = {}
+        self._needless: Paced[Unready] = Paced(self.release)
         self.refused: dict[str, int] = {}
         """Blocks that could not be used, counted by the field that was wrong."""
 
@@ -107,6 +113,35 @@ class UnreadySet:
     def counts(self) -> dict[str, int]:
         """Unready connections by owner."""
         return {owner: len(known) for owner, known in self._owners.items()}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._owners.values()))
+
+    def expect(self, owner: str, blocks: Iterable[bytes]) -> list[str]:
+        """Blocks to be built when there is time; those that wait are replaced by newer ones of the same connection.
+
+        Returns the connections for which `build_expected` is to be called."""
+        expected = self._expected.setdefault(owner, {})
+        names = []
+        for data in blocks:
+            try:
+                name = decode_header(data).connection.id
+            except CheckpointRefused as error:
+                self._refuse(error)
+                continue
+            if name not in expected:
+                names.append(name)
+            expected[name] = data
+        return names
+
+    def build_expected(self, owner: str, name: str) -> None:
+        """Nothing happens if the connection was forgotten meanwhile."""
+        data = self._expected[owner].pop(name, None)
+        if data is not None:
+            self.build(owner, (data,))
+
+    def _refuse(self, error: CheckpointRefused) -> None:
+        self.refused[error.field] = self.refused.get(error.field, 0) + 1
 
     def build(self, owner: str, blocks: Iterable[bytes]) -> None:
         """Make or replace unready connections. A block that is refused is counted, and an older one stays."""
@@ -120,7 +155,7 @@ class UnreadySet:
                     _check_newer(block.header, old.header)
                 unready = self._unready(block)
             except CheckpointRefused as error:
-                self.refused[error.field] = self.refused.get(error.field, 0) + 1
+                self._refuse(error)
                 continue
             known[name] = unready
             if old is not None:
@@ -137,7 +172,7 @@ class UnreadySet:
         missing: set[str] = set()
         for ref in stream.objects:
             try:
-                objects[ref.identifier] = self._host.root.open(ref.identifier)
+                objects[ref.identifier] = self._host.root.open_copy(ref)
             except ObjectMissing:
                 missing.add(ref.identifier)
         expected = Expectation.of(header, tcp, stream)
@@ -156,8 +191,14 @@ class UnreadySet:
     def forget(self, owner: str, connections: Iterable[str]) -> None:
         """These ended; no names: all of the owner's."""
         names = list(connections)
-        known = self._owners.get(owner, {})
-        for name in names or list(known):
+        expected, known = self._expected.get(owner, {}), self._owners.get(owner, {})
+        if not names:
+            expected.clear()
+            names = list(known)
+        if len(names) > _RELEASED_AT_ONCE:
+            self._needless.extend(known.pop(name) for name in names if name in known)
+        for name in names:
+            expected.pop(name, None)
             unready = known.pop(name, None)
             if unready is not None:
                 self.release(unready)
@@ -195,6 +236,12 @@ class Progress:
 class Adopter(Protocol):
     """Who owns connections from now on: the agent."""
 
+    def has(self, connection: FourTuple) -> bool:
+        """It lives here already."""
+
+    def yield_up(self, key: Key, to: Takeover) -> None:
+        """No other takeover is to resume this connection."""
+
     def adopt(self, connection: LiveConnection, proof: Proof) -> None: ...
 
     def over(self, connection: str) -> None:
@@ -220,26 +267,40 @@ class Takeover:
         self._adopter = adopter
         self._proving = proving
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[Key, Unready] = {key_of(entry.expected): entry for entry in unready}
+        self._unready = unready
+        self._unasked: Paced[Unready] = Paced(self._ask, proving.ready)
+        self._waiting: dict[Key, Unready] = {}
         self._patience = patience
         self._late: dict[Key, asyncio.TimerHandle] = {}
         """Live here already, but input that their clients have sent is missing."""
         self._began = 0.0
         self._compared = 0
         self._progress = Progress()
-        self._report_scheduled = False
+        self._report_timer: asyncio.TimerHandle | None = None
 
-    def begin(self, already: Sequence[str] = ()) -> None:
-        """The fence stands: probe every connection. `already`: ids of some that live here."""
-        self._progress.resumed += already
+    def begin(self) -> None:
+        """The fence stands: probe every connection, in portions: the queues of switches and of clients are short."""
         self._began = time.perf_counter()
-        for key, entry in list(self._waiting.items()):
-            try:
-                self._proving.prove(entry.expected, self._patience, functools.partial(self._decide, key))
-            except OSError:
-                self._reset(key, entry, None, CANNOT_PROBE)
-        self._proving.turn()
+        # The more was planned, the likelier a client waits for some of it.
+        self._unready.sort(key=lambda entry: entry.expected.acked - entry.expected.end)
+        self._unasked.extend(self._unready)
+        self._unready = []
         self._schedule_report()
+
+    def _ask(self, entry: Unready) -> None:
+        if self._adopter.has(entry.header.connection):
+            # After its own restart the controller may not know yet that it was adopted here already.
+            self._progress.resumed.append(entry.header.connection.id)
+            entry.release(self._host.root)
+            self._schedule_report()
+            return
+        key = key_of(entry.expected)
+        self._adopter.yield_up(key, self)  # still waiting; the controller's last life had ordered it
+        self._waiting[key] = entry
+        try:
+            self._proving.prove(entry.expected, self._patience, functools.partial(self._decide, key))
+        except OSError:
+            self._reset(key, entry, None, CANNOT_PROBE)
 
     def yield_up(self, key: Key) -> None:
         """Another takeover of this server has been told to resume this connection."""
@@ -367,21 +428,31 @@ class Takeover:
         return int((time.perf_counter() - self._began) * 1e6)
 
     def _schedule_report(self) -> None:
-        if not self._report_scheduled:
-            self._report_scheduled = True
-            self._loop.call_soon(self._report)
+        """One report for what was decided in some milliseconds; the last one is not delayed."""
+        if self._report_timer is None:
+            self._report_timer = self._loop.call_later(_REPORT_SECONDS if self._left else 0, self._report)
+        elif not self._left:
+            self._report_timer.cancel()
+            self._report_timer = self._loop.call_later(0, self._report)
+
+    @property
+    def _left(self) -> int:
+        return len(self._unasked) + len(self._waiting) + len(self._late)
 
     def _report(self) -> None:
-        """One report for all that was decided in this turn of the loop."""
-        self._report_scheduled = False
+        self._report_timer = None
         progress, self._progress = self._progress, Progress()
-        self._adopter.report(self._number, progress, len(self._waiting) + len(self._late))
+        self._adopter.report(self._number, progress, self._left)
 
     def end(self) -> None:
         """This server was fenced: connections that still wait are forgotten without a word."""
         for key, entry in self._waiting.items():
             self._proving.give_up(key)
             entry.release(self._host.root)
+        for entry in self._unasked.clear():
+            entry.release(self._host.root)
+        if self._report_timer is not None:
+            self._report_timer.cancel()
         self._waiting.clear()
         for timer in self._late.values():
             timer.cancel()

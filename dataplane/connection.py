@@ -113,7 +113,10 @@ class LiveConnection:
         self.schedule_checkpoint()
 
     def resume(self, position: int) -> None:
-        """The connection was recreated here: ready, go on."""
+        """The connection was recreated here: ready, go on.
+
+        The old owner's checkpoint stands for it until there is time for one of this server's (`checkpoint_now`), or
+        until there is something new to say."""
         if not self.stream.input_ended:
             self._loop.add_reader(self._fd, self._readable)
         self._tell(self.application.ready, self, position)
@@ -121,7 +124,6 @@ class LiveConnection:
             self._tell(self.application.input_ended)
         if not self._over:
             self._pump()
-            self.schedule_checkpoint()
 
     def expect_input(self, count: int, told: Callable[[bool], None]) -> None:
         """The client sent `count` bytes (its FIN counts as one) more than the checkpoint knew. It sends them again,
@@ -272,6 +274,7 @@ class LiveConnection:
         self._objects.clear()
         self._host.ended(self)
         self._tell_input()
+        self._when_sending = None  # it refers to this connection
 
     def _end(self) -> None:
         """Close the socket; the kernel has nothing unmarked to say."""
@@ -414,10 +417,15 @@ class LiveConnection:
             self._checkpoint_scheduled = True
             self._loop.call_soon(self._checkpoint)
 
+    def checkpoint_now(self) -> None:
+        """Make one in this very turn, whether anything changed or not."""
+        self._checkpoint_scheduled = True
+        self._checkpoint()
+
     def _checkpoint(self) -> None:
-        self._checkpoint_scheduled = False
-        if self._over:
+        if self._over or not self._checkpoint_scheduled:
             return
+        self._checkpoint_scheduled = False
         end, closing = self.stream.map.end, self.stream.closing
         try:
             if self._protected:

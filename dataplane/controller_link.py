@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
+from dataplane.event_loop import Paced, prefer
 from state import messages
 from state.configuration import Address
 from state.errors import MessageRefused
 from state.messages import FromController, Hello, Message
 
 STORE_LIMIT = 0.25
+_FREED_AT_ONCE = 8
 _RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
 _CLOSE_SECONDS = 1.0
 
@@ -50,8 +52,10 @@ class ControllerLink(asyncio.Protocol):
         self._held: asyncio.Future[None] | None = None
         self._blocks: list[bytes] = []
         self._waiting: list[Callable[[], None]] = []
+        self._freed: Paced[Callable[[], None]] = Paced(_call)
         self._unstored: deque[tuple[int, float, list[Callable[[], None]]]] = deque()
         self._number = 0
+        self._at_once = 0
         self.unprotected = 0
         """Checkpoints that no controller stored in time."""
 
@@ -85,11 +89,13 @@ class ControllerLink(asyncio.Protocol):
     # --- asyncio.Protocol ---
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
+        prefer(self._loop, transport.get_extra_info("socket").fileno())
         self._transport = transport
         self._reader = messages.FrameReader(from_agent=False)
         self.send(self._orders.hello())
 
     def data_received(self, data: bytes) -> None:
+        self._at_once = _FREED_AT_ONCE
         try:
             received = self._reader.feed(data)
         except MessageRefused as error:
@@ -154,16 +160,28 @@ class ControllerLink(asyncio.Protocol):
             return
         blocks, waiting = self._blocks, self._waiting
         self._blocks, self._waiting = [], []
-        self._number += 1
-        self._unstored.append((self._number, self._loop.time(), waiting))
-        if self.connected:
-            self.send(messages.Store(self._number, blocks))
-        else:
+        first = 0
+        for portion in messages.portions(blocks):
+            self._number += 1
+            last = first + len(portion)
+            self._unstored.append((self._number, self._loop.time(), waiting[first:last]))
+            first = last
+            if self.connected:
+                self.send(messages.Store(self._number, portion))
+        if not self.connected:
             self._release(len(self._unstored))
 
     def _stored(self, number: int) -> None:
         while self._unstored and self._unstored[0][0] <= number:
-            _call(self._unstored.popleft()[2])
+            self._free(self._unstored.popleft()[2])
+
+    def _free(self, waiting: list[Callable[[], None]]) -> None:
+        """Let connections go on: a few at once, the others with the loop's next turns."""
+        at_once = 0 if self._freed else min(self._at_once, len(waiting))
+        self._at_once -= at_once
+        for stored in waiting[:at_once]:
+            stored()
+        self._freed.extend(waiting[at_once:])
 
     def overdue(self, now: float) -> None:
         """Let connections go on whose checkpoint was not stored within `STORE_LIMIT`."""
@@ -178,9 +196,8 @@ class ControllerLink(asyncio.Protocol):
         for _ in range(count):
             waiting = self._unstored.popleft()[2]
             self.unprotected += len(waiting)
-            _call(waiting)
+            self._free(waiting)
 
 
-def _call(callbacks: Iterable[Callable[[], None]]) -> None:
-    for callback in callbacks:
-        callback()
+def _call(callback: Callable[[], None]) -> None:
+    callback()

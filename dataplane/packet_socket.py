@@ -6,6 +6,7 @@ Outside a takeover no such socket exists, so that no packet costs anything.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import socket
 import struct
@@ -17,7 +18,7 @@ from dataplane.socket_address import family, socket_address
 
 _ETH_P = {4: 0x0800, 16: 0x86DD}
 """EtherType by the length of a packed address."""
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 16 * 1024 * 1024
 
@@ -46,6 +47,19 @@ _MAY_BE_ANSWER: tuple[_Line, ...] = (
 )
 
 
+_NO_ANSWER: tuple[_Line, ...] = (
+    (_LD_B_ABS, 13),
+    (_AND, 0x07),
+    (_JEQ, 0, _NEXT, _TAKE),
+    (_LD_B_ABS, 12),
+    (_RSH, 4),
+    (_JGE, 9, _DROP, _NEXT),
+    (_JEQ, 8, _NEXT, _TAKE),
+    (_LD_B_ABS, 22),
+    (_JEQ, 5, _DROP, _TAKE),
+)
+
+
 def answer_filter(vip: bytes, plain: Sequence[int] = ()) -> bytes:
     """The kernel's program (an array of `struct sock_filter`) that takes TCP to this packed address which may be an
     answer to a probe, and all that comes from the client ports in `plain`: they answer without SACK blocks. Offsets are
@@ -67,11 +81,22 @@ def answer_filter(vip: bytes, plain: Sequence[int] = ()) -> bytes:
         program += [(_JGE, 0, _TAKE, _TAKE)]
     elif plain:
         program += [(_LD_H_IND, 0), *((_JEQ, port, _TAKE, _NEXT) for port in plain)]
-    program += [(_RET, 0), (_RET, 0x40000)]
+    return _assembled(program, after_all)
+
+
+def hush_filter() -> bytes:
+    """The kernel's program that takes all but plain segments with SACK blocks. Offsets are from TCP's header, which is
+    where a TCP socket's filter begins."""
+    return _assembled(_NO_ANSWER)
+
+
+def _assembled(lines: Sequence[_Line], plain: int = 0) -> bytes:
+    """`plain`: number of the line to which `_PLAIN` goes."""
+    program: list[_Line] = [*lines, (_RET, 0), (_RET, 0x40000)]
     drop, take = len(program) - 2, len(program) - 1
     code = b""
     for at, line in enumerate(program):
-        after = {_NEXT: 0, _TAKE: take - at - 1, _DROP: drop - at - 1, _PLAIN: after_all - at - 1}
+        after = {_NEXT: 0, _TAKE: take - at - 1, _DROP: drop - at - 1, _PLAIN: plain - at - 1}
         true, false = (after[line[2]], after[line[3]]) if len(line) == 4 else (0, 0)
         code += struct.pack("HBBI", line[0], true, false, line[1])
     return code
@@ -82,6 +107,22 @@ def attach(sock: socket.socket, code: bytes) -> None:
     buffer = ctypes.create_string_buffer(code)
     program = struct.pack("HL", len(code) // 8, ctypes.addressof(buffer))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def hush(listener: socket.socket) -> None:
+    """Let the kernel not answer the answers to probes with RST while it has no socket for their connections.
+
+    The close gate would stop those RSTs, but each costs the switch and the controller more than the answer itself. A
+    segment that opens a connection has no SACK blocks. Accepted sockets inherit the filter: `unhush` them, too.
+    """
+    with contextlib.suppress(OSError):  # closed: this server is about to leave
+        attach(listener, hush_filter())
+
+
+def unhush(sock: socket.socket) -> None:
+    """Undo `hush`; harmless where nothing is to be undone."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 class AnswerSocket:

@@ -4,10 +4,10 @@ Sans-IO with time: `probes(now)` gives packets to send, `receive(packet, now)` t
 whose time is over, `deadline()` says when to call again. A connection leaves with a `Proof`, on the client's own word
 (RST), or when its `Patience` ends.
 
-Re-probing backs off from 1 ms (or longer, if there are many) to 250 ms, and for a client of which nothing is heard to 2
-s. Every probe has a fresh random byte and all of them stay valid: whichever is answered, the answer came after the
-fence. The first probes lie up to 2**30 below what is acknowledged; every third is near, for a stateful firewall that
-drops the far ones.
+Re-probing backs off from 1 ms (longer if there are many, or if answers take long) to 250 ms, and for a client of which
+nothing is heard to 2 s. Every probe has a fresh random byte and all of them stay valid: whichever is answered, the
+answer came after the fence. The first probes lie up to 2**30 below what is acknowledged; every third is near, for a
+stateful firewall that drops the far ones.
 
 Clients that cannot name the byte (`judge` says what each kind of proof is):
 
@@ -43,6 +43,8 @@ _RETRY_PER_CANDIDATE = 0.0001
 """Asking many takes time: nobody is asked twice before all were asked once and could answer."""
 LAST_RETRY = 0.25
 SILENT_RETRY = 2.0
+_DELAYS = 4
+"""As many times as first probes take to be answered: then one counts as lost."""
 _SILENT_RETRY_PER_CANDIDATE = 0.001
 PLAIN_AFTER = 0.2
 """A client that negotiated SACK is expected to prove itself by DSACK for so long."""
@@ -50,6 +52,7 @@ AGREE_AFTER = 0.01
 _FAR = 1 << 30
 _NEAR = 1 << 12
 _PROBES_REMEMBERED = 32
+_NUMBER_BYTES, _PAGE_BYTES = 8, 512
 _ECHO_RANGE = 1 << 25
 """Milliseconds (9 hours) by which the client's newest timestamp may be moved ahead for an echo."""
 _ECHO_WINDOW = 128
@@ -64,6 +67,20 @@ Key = tuple[bytes, int, bytes, int]
 
 class Random(Protocol):
     def randrange(self, stop: int, /) -> int: ...
+
+
+class _SystemRandom:
+    """The kernel's randomness, a page at a time: `secrets` asks it for every single number."""
+
+    def __init__(self) -> None:
+        self._left = b""
+
+    def randrange(self, stop: int, /) -> int:
+        """For `stop` up to 2**32, as good as evenly distributed."""
+        if len(self._left) < _NUMBER_BYTES:
+            self._left = secrets.token_bytes(_PAGE_BYTES)
+        taken, self._left = self._left[-_NUMBER_BYTES:], self._left[:-_NUMBER_BYTES]
+        return int.from_bytes(taken, "big") * stop >> 8 * _NUMBER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,8 @@ class _Candidate:
     heard: float = -math.inf
     plain: bool = False
     """Answers that name no probe are looked at."""
+    asked: float = 0.0
+    """When the last probe was sent."""
     tries: int = 0
     retry: float = 0.0
     challenges: list[int] = field(default_factory=list)
@@ -124,12 +143,14 @@ class Prover:
     """Connections that wait for proof, by (client, port, vip, port)."""
 
     def __init__(self, random: Random | None = None) -> None:
-        self._random = random or secrets.SystemRandom()
+        self._random = random or _SystemRandom()
         self._candidates: dict[Key, _Candidate] = {}
         self._due: list[tuple[float, Key]] = []
         self._limits: list[tuple[float, Key]] = []
         self.doubts: dict[Doubt, int] = {}
         """Segments that proved nothing, counted by reason."""
+        self._delay = 0.0
+        """How long first probes have been taking to be answered, while any connection waits; rather more than less."""
         self.plain: set[Key] = set()
         """Connections whose answers may carry no SACK block: they must be listened to with other ears."""
         self.plain_added = 0
@@ -158,6 +179,8 @@ class Prover:
     def _remove(self, key: Key) -> None:
         if self._candidates.pop(key, None) is not None:
             self.plain.discard(key)
+        if not self._candidates:
+            self._delay = 0.0
 
     def _listen_plainly(self, candidate: _Candidate) -> None:
         candidate.plain = True
@@ -181,10 +204,10 @@ class Prover:
         candidate = self._candidates.get(key)
         return candidate is not None and limit in (candidate.limit, candidate.forget)
 
-    def given_up(self, now: float) -> list[Verdict]:
-        """Connections whose patience is at its end."""
+    def given_up(self, now: float, most: int = 1 << 30) -> list[Verdict]:
+        """Connections whose patience is at its end: at most `most` of them, the others are due all the same."""
         verdicts: list[Verdict] = []
-        while self._limits and self._limits[0][0] <= now:
+        while self._limits and self._limits[0][0] <= now and len(verdicts) < most:
             limit, key = heapq.heappop(self._limits)
             if not self._limiting(limit, key):
                 continue
@@ -201,10 +224,10 @@ class Prover:
             verdicts.append(Verdict(key, doubt, candidate.claims[-1] if candidate.claims else None))
         return verdicts
 
-    def probes(self, now: float) -> list[bytes]:
-        """The IP packets to send now."""
+    def probes(self, now: float, most: int = 1 << 30) -> list[bytes]:
+        """The IP packets to send now: about `most` of them, the others stay due."""
         packets: list[bytes] = []
-        while self._due and self._due[0][0] <= now:
+        while self._due and self._due[0][0] <= now and len(packets) < most:
             due, key = heapq.heappop(self._due)
             if not self._current(due, key):
                 continue
@@ -212,13 +235,14 @@ class Prover:
             if not candidate.plain and now >= candidate.added + PLAIN_AFTER:
                 self._listen_plainly(candidate)
             packets += self._ask(candidate)
+            candidate.asked = now
             candidate.retry = self._next_retry(candidate)
             self._schedule(candidate, now + candidate.retry)
         return packets
 
     def _next_retry(self, candidate: _Candidate) -> float:
         count = len(self._candidates)
-        first = max(FIRST_RETRY, count * _RETRY_PER_CANDIDATE)
+        first = max(FIRST_RETRY, count * _RETRY_PER_CANDIDATE, min(_DELAYS * self._delay, LAST_RETRY))
         last = max(SILENT_RETRY, count * _SILENT_RETRY_PER_CANDIDATE) if candidate.silent else LAST_RETRY
         return min(max(first, candidate.retry * 2), last)
 
@@ -270,6 +294,9 @@ class Prover:
         elif not proven(candidate.challenges, candidate.echoes, segment) and not self._agreed(candidate, found, now):
             self.doubts[Doubt.NO_PROOF] = self.doubts.get(Doubt.NO_PROOF, 0) + 1
             return None
+        if candidate.tries == 1:  # of later ones nobody knows which was answered
+            delay = now - candidate.asked
+            self._delay = max(delay, self._delay + (delay - self._delay) / 8)
         self._remove(key)
         newest = candidate.newest_echo
         if isinstance(found, Proof) and newest is not None and newest > Seq(found.tsecr):

@@ -8,23 +8,29 @@ clients that need it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterable
 
+from dataplane.event_loop import SECONDS_PER_TURN, prefer
 from dataplane.judge import Expectation
-from dataplane.packet_socket import AnswerSocket, ProbeSocket
+from dataplane.packet_socket import AnswerSocket, ProbeSocket, hush, unhush
 from dataplane.prover import Key, Patience, Prover, Verdict
 
 _IDLE_SECONDS = 1.0
-_PACKETS_PER_TURN = 64
+_PACKETS_AT_ONCE = 8
+_PROBES_PER_TURN = 32
 
 Decided = Callable[[Verdict], None]
 
 
 class Proving:
-    """`prove` as many connections as there are, then `turn` once: their first probes go out together."""
+    """The first probes of what is to be proven (`prove`) in one turn of the loop go out together after it."""
 
-    def __init__(self, interface: int = 0) -> None:
-        """`interface`: index of the one towards the clients, see `socket_address`."""
+    def __init__(self, interface: int = 0, listeners: Callable[[], Iterable[socket.socket]] = tuple) -> None:
+        """`interface`: index of the one towards the clients, see `socket_address`. `listeners`: those to which the
+        answers are addressed, as far as the kernel knows."""
+        self._listeners = listeners
         self.prover = Prover()
         self._loop = asyncio.get_running_loop()
         self._decided: dict[Key, Decided] = {}
@@ -32,6 +38,11 @@ class Proving:
         self._plain_heard = (0, False)
         self._probes = ProbeSocket(interface)
         self._timer: asyncio.TimerHandle | None = None
+        self._turning = False
+        self._behind = False
+        """Answers wait to be read."""
+        self._fresh = 0
+        """Were added since all that was due was sent."""
         self._idle: asyncio.TimerHandle | None = None
 
     def prove(self, expected: Expectation, patience: Patience, decided: Decided, *, live: bool = False) -> Key:
@@ -44,13 +55,24 @@ class Proving:
             answers = AnswerSocket(vip)
             self._answers[vip] = answers
             self._plain_heard = (0, False)
+            prefer(self._loop, answers.fileno())
+            for listener in self._listeners():
+                hush(listener)
             self._loop.add_reader(answers.fileno(), self._answered, answers)
         key = self.prover.add(expected, self._loop.time(), patience, live=live)
         self._decided[key] = decided
+        self._fresh += 1
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
+        if not self._turning:
+            self._turning = True
+            self._loop.call_soon(self.turn)
         return key
+
+    def ready(self) -> bool:
+        """Whom `prove` is told now, it asks at once: neither answers nor earlier questions wait."""
+        return not self._behind and self._fresh < _PROBES_PER_TURN
 
     def give_up(self, key: Key) -> None:
         """Stop asking; `decided` will not be called."""
@@ -63,17 +85,21 @@ class Proving:
 
     def turn(self) -> None:
         """Send what is due, tell who waited in vain, and set the timer for what comes next."""
+        self._turning = False
         now = self._loop.time()
-        packets = self.prover.probes(now)
+        # Answers that wait come before further questions: what is asked faster than heard is only asked again.
+        packets = self.prover.probes(now, _PROBES_PER_TURN) if not self._behind else []
         self._hear_plainly()
         for packet in packets:
             self._probes.send(packet)
-        for verdict in self.prover.given_up(now):
+        for verdict in self.prover.given_up(now, _PROBES_PER_TURN):
             self._decided.pop(verdict.key)(verdict)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         due = self.prover.deadline()
+        if due is None or due > now:
+            self._fresh = 0
         if due is not None:
             self._timer = self._loop.call_at(due, self.turn)
         elif self._idle is None and self._answers:
@@ -90,10 +116,18 @@ class Proving:
 
     def _answered(self, answers: AnswerSocket) -> None:
         now, due = self._loop.time(), self.prover.deadline()
-        for packet in answers.receive(_PACKETS_PER_TURN):
-            verdict = self.prover.receive(packet, now)
-            if verdict is not None:
-                self._decided.pop(verdict.key)(verdict)
+        until = time.perf_counter() + 2 * SECONDS_PER_TURN
+        while packets := answers.receive(_PACKETS_AT_ONCE):
+            for packet in packets:
+                verdict = self.prover.receive(packet, now)
+                if verdict is not None:
+                    self._decided.pop(verdict.key)(verdict)
+            if time.perf_counter() >= until:
+                self._behind = True
+                self._loop.call_soon(self._answered, answers)
+                break
+        else:
+            self._behind = False
         left = self.prover.deadline()
         if left != due or (left is None and self._idle is None):
             self.turn()
@@ -104,3 +138,5 @@ class Proving:
             self._loop.remove_reader(answers.fileno())
             answers.close()
         self._answers.clear()
+        for listener in self._listeners():
+            unhush(listener)

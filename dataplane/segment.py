@@ -24,9 +24,9 @@ EXTENSION_HEADERS = (0, 43, 60)
 (fragment, AH, ESP) hide the segment or a part of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one would take three times as long, and a takeover makes thousands
 class Segment:
-    """One segment. `window` is the field as sent (not scaled). Addresses are packed (4 or 16 bytes)."""
+    """One segment, which nobody changes. `window` is the field as sent, not scaled. Addresses have 4 or 16 bytes."""
 
     source: bytes
     source_port: int
@@ -176,7 +176,6 @@ def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071) of `data`, as it goes into the header."""
     if len(data) % 2:
         data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total >> 16) + (total & 0xFFFF)
-    total += total >> 16
-    return ~total & 0xFFFF
+    # Adding 16-bit words with the carry wrapped around is counting modulo 0xFFFF, but for how zero is written.
+    number = int.from_bytes(data, "big")
+    return ~(number % 0xFFFF or (0xFFFF if number else 0)) & 0xFFFF

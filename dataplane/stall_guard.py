@@ -143,8 +143,12 @@ class StallGuard:
         self.counts: Counter[str] = Counter()
 
     def watch(self, connection: LiveConnection, proof: Proof) -> None:
-        """Begin with a connection that was just recreated from `proof`."""
-        self._again(connection, Watch.after(proof, sack=connection.sack))
+        """Begin with a connection that was just recreated from `proof`, and is to be resumed."""
+        watch = Watch.after(proof, sack=connection.sack)
+        if (watch.pursuing and connection.sack) or connection.stream.closing:
+            self._again(connection, watch)
+        else:  # most are idle: nothing can be lost before something is sent
+            connection.when_sending(functools.partial(self._again, connection, watch))
 
     def _again(self, connection: LiveConnection, watch: Watch) -> None:
         self._loop.call_later(watch.interval, self._look, connection, watch)

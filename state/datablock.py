@@ -17,7 +17,7 @@ name of what was wrong. Blocks come over the network from servers that may be dy
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 import struct
 import zlib
 from typing import Annotated, TypeVar
@@ -42,7 +42,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=64)]
 PackedAddress = Annotated[bytes, Meta(min_length=4, max_length=16)]
 
 
-class FourTuple(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class FourTuple(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A connection's addresses and ports. *Source* is the service's side (the VIP), *destination* is the client.
 
     Addresses are packed: 4 bytes for IPv4, 16 for IPv6.
@@ -56,13 +56,12 @@ class FourTuple(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     @property
     def id(self) -> str:
         """The connection's name in the API and in tables: `client-port-vip-port`, safe in a URL."""
-        return (
-            f"{ipaddress.ip_address(self.destination)}-{self.destination_port}"
-            f"-{ipaddress.ip_address(self.source)}-{self.source_port}"
-        )
+        family = socket.AF_INET if len(self.source) == 4 else socket.AF_INET6
+        client, vip = socket.inet_ntop(family, self.destination), socket.inet_ntop(family, self.source)
+        return f"{client}-{self.destination_port}-{vip}-{self.source_port}"
 
 
-class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """The fields of claim 8. Sequence numbers are those on the wire, modulo 2**32 (RFC 9293 section 3.4)."""
 
     server: Name
@@ -94,17 +93,17 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Sequence number of byte 0 of that object (a range that starts later extrapolates backwards)."""
 
 
-class Section(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Section(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     name: Name
     payload: bytes
 
 
-class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     header: Header
     sections: Annotated[list[Section], Meta(max_length=LIMIT_SECTIONS)]
 
 
-class _HeaderOnly(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class _HeaderOnly(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     header: Header
     sections: msgspec.Raw
 

@@ -9,6 +9,7 @@ agent sends all its checkpoints again.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import msgspec
@@ -24,6 +25,8 @@ before it closes it in good order. The switch lets no other FIN or RST of a prot
 LIMIT_FRAME = 4 * 1024 * 1024
 LIMIT_COMPARISONS = 32
 """Of a takeover's comparisons, the first so many are reported in full."""
+PORTION_BLOCKS = 64
+_PORTION_BYTES = 1024 * 1024
 _LENGTH = struct.Struct("!I")
 
 Text = Annotated[str, Meta(max_length=4096)]
@@ -49,7 +52,7 @@ class Store(Message):
     """Keep these data blocks; answered by `Stored` with the same number once they are safe."""
 
     number: UInt63
-    blocks: list[bytes]
+    blocks: Sequence[bytes]
 
 
 class Closed(Message):
@@ -145,7 +148,7 @@ class Backup(Message):
     """Blocks of another server's connections: build unready connections from them (claim 14)."""
 
     owner: Name
-    blocks: list[bytes]
+    blocks: Sequence[bytes]
 
 
 class Forget(Message):
@@ -175,6 +178,18 @@ FromController = Welcome | Refused | Stored | Backup | Forget | Synchronised | R
 _encoder = msgspec.msgpack.Encoder()
 _from_agent = msgspec.msgpack.Decoder(FromAgent)
 _from_controller = msgspec.msgpack.Decoder(FromController)
+
+
+def portions(blocks: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Blocks in order, in messages that are quick to handle and whose frames stay far below the limit."""
+    start = size = 0
+    for i, block in enumerate(blocks):
+        if i - start == PORTION_BLOCKS or (i > start and size + len(block) > _PORTION_BYTES):
+            yield blocks[start:i]
+            start, size = i, 0
+        size += len(block)
+    if start < len(blocks):
+        yield blocks[start:]
 
 
 def encode(message: Message) -> bytes:

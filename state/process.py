@@ -8,6 +8,7 @@ import os
 import resource
 
 _NICE = -15
+_SECOND_SWEEP, _WHOLE_SWEEP = 4, 1024
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +19,31 @@ def settle() -> None:
     raise_priority()
     gc.collect()
     gc.freeze()
+
+
+class Sweeping:
+    """Garbage collection on a beat instead of by the number of objects.
+
+    By itself the interpreter now and then looks through all objects that are not frozen. With those of 5,000
+    connections that takes longer than a live server may be silent. So here only what was made lately is looked
+    through. The older objects do not need it: a connection that ends leaves no cycle behind.
+    """
+
+    def __init__(self) -> None:
+        gc.disable()
+        self._beats = 0
+
+    def keep(self) -> None:
+        """What was made lately stays, and need not be looked through."""
+        gc.freeze()
+
+    def beat(self, *, idle: bool) -> None:
+        """Call it every few dozen milliseconds. `idle`: there is nothing old worth mentioning."""
+        self._beats += 1
+        if idle and self._beats % _WHOLE_SWEEP == 0:
+            gc.collect()
+        else:
+            gc.collect(1 if self._beats % _SECOND_SWEEP == 0 else 0)
 
 
 def allow_files() -> None:

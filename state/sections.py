@@ -25,7 +25,7 @@ LIMIT_EXTENTS = 256
 _SEQUENCE_SPACE = 1 << 32
 
 
-class TcpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class TcpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """What recreating needs beside sequence numbers."""
 
     mss: Annotated[int, Meta(ge=1, le=65535)]
@@ -43,7 +43,7 @@ class TcpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """Largest window that the client may be assumed to offer, in bytes."""
 
 
-class ObjectRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class ObjectRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """An object and what makes another copy of it *the same*.
 
     `digest` is SHA-256 of the content, empty while the owner has not finished computing it; then size and
@@ -56,7 +56,7 @@ class ObjectRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     digest: Annotated[bytes, Meta(max_length=32)]
 
 
-class Extent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Extent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """`length` bytes of the stream from `position`: `literal`, or bytes of object number `object` from `offset`."""
 
     position: UInt63
@@ -70,7 +70,7 @@ class Extent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         return self.position + self.length
 
 
-class Label(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Label(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """The protocol's own word for literal bytes (claim 22): the one at `position` is byte `offset` of an object, and
     those that follow go on with it, for `length` bytes; None: for as long as the stream goes on with it."""
 
@@ -84,7 +84,7 @@ class Label(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         return self.position <= position and (self.length is None or position < self.position + self.length)
 
 
-class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Both directions of the byte stream."""
 
     acked: UInt63

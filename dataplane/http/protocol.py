@@ -71,7 +71,9 @@ class HttpApplication(Application):
         self._limits = limits or Serving()
         self._clock = clock
         self._stream: Stream | None = None
-        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header_bytes)
+        self._h11: h11.Connection | None = None
+        self._pending = b""
+        """Input for a parser that does not exist yet."""
         self._request: h11.Request | None = None
         self._ahead = 0
         self._blocked = False
@@ -92,9 +94,18 @@ class HttpApplication(Application):
         """From a checkpoint (claim 14). Nothing is parsed and nothing is sent before `ready`."""
         section = block.section(NAME, HttpSection)
         application = cls(root, limits, clock)
-        if section.pending:
-            application._parser.receive_data(section.pending)
+        application._pending = section.pending
         return application
+
+    @property
+    def _parser(self) -> h11.Connection:
+        """Made when it is needed: most connections of a busy server are idle, and so are most of its backup's."""
+        if self._h11 is None:
+            self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header_bytes)
+            if self._pending:
+                self._h11.receive_data(self._pending)
+                self._pending = b""
+        return self._h11
 
     def opened(self, stream: Stream) -> None:
         self._stream = stream
@@ -102,14 +113,17 @@ class HttpApplication(Application):
 
     def ready(self, stream: Stream, position: int) -> None:
         self._stream = stream
-        self._work()
+        if self._unread:
+            self._work()
+        else:
+            self._watch()
 
     def checkpoint(self, block: DataBlock) -> None:
         block.append(NAME, HttpSection(pending=b"" if self._ended else self._unread))
 
     @property
     def _unread(self) -> bytes:
-        return bytes(self._parser.trailing_data[0])
+        return self._pending if self._h11 is None else bytes(self._h11.trailing_data[0])
 
     def received(self, data: bytes) -> None:
         if self._ended:
@@ -194,6 +208,8 @@ class HttpApplication(Application):
                 self._blocked = self._ahead >= _LIMIT_AHEAD or not self._stream.has_room()
                 if self._blocked:
                     break
+            if self._h11 is None and not self._pending:
+                break  # nothing to read: no parser is made for that
             before = len(self._unread)
             try:
                 event = self._parser.next_event()
@@ -281,7 +297,10 @@ class HttpApplication(Application):
             return
         stream.write(literal)
         if self._parser.our_state is h11.DONE and self._parser.their_state is h11.DONE:
-            self._parser.start_next_cycle()
+            if self._parser.trailing_data == (b"", False):
+                self._h11 = None
+            else:
+                self._parser.start_next_cycle()
         else:
             self._close()
 

@@ -6,11 +6,11 @@ import argparse
 import sys
 
 from state.errors import TakeoverError
-from tests.bench import alarms, overhead, stall
+from tests.bench import alarms, overhead, scale, stall
 from tests.bench.report import Report
 from topologies.lab import HOWS
 
-_BENCHES = {"stall": stall.run, "overhead": overhead.run, "alarms": alarms.run}
+_BENCHES = {"stall": stall.run, "overhead": overhead.run, "alarms": alarms.run, "scale": scale.run}
 
 
 def main() -> int:
@@ -22,6 +22,7 @@ def main() -> int:
     )
     parser.add_argument("--how", action="append", choices=HOWS, help="of the stall benchmark; all when not given")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the alarms benchmark")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the scale benchmark's intake of checkpoints")
     parser.add_argument("--rounds", type=int, default=12, help="pairs of downloads of the overhead benchmark")
     parser.add_argument("--seed", type=int, default=1, help="repeats a stall run's moments")
     chosen = parser.parse_args()
@@ -35,6 +36,7 @@ def main() -> int:
         "seed": chosen.seed,
         "how": chosen.how,
         "minutes": chosen.minutes,
+        "seconds": chosen.seconds,
     }
     try:
         for name in chosen.names or list(_BENCHES):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from controller.collector import Collector
 from controller.conductor import Send
 from state import messages
+from state.datablock import FourTuple
 from state.errors import CheckpointRefused
 from tests.unit import scenario
 from tests.unit.scenario import NEAR_WRAP, Scene, backed_up, block, said
@@ -102,7 +106,7 @@ def test_serials_begin_anew_with_a_new_life_of_the_server(collector: Collector) 
 def test_reassigning_moves_everything_of_a_server_and_nothing_else(collector: Collector) -> None:
     collector.take("s1", 1, [block("s1", 40_002)])
     collector.take("s2", 1, [block("s2", 40_004)])
-    assert sorted(collector.reassign("s1", "s3")) == [name(40_000), name(40_002)]
+    assert collector.reassign("s1", "s3") == 2
     assert (collector.count("s1"), collector.count("s2"), collector.count("s3")) == (0, 1, 2)
     assert {found for found, _ in collector.of("s3")} == {name(40_000), name(40_002)}
     assert sorted(collector.servers()) == ["s2", "s3"]
@@ -122,8 +126,8 @@ def test_until_the_heir_has_made_its_own_checkpoint_the_old_one_is_the_state(col
 def test_reassigning_goes_on_from_heir_to_heir(collector: Collector) -> None:
     collector.reassign("s1", "s2")
     collector.take("s2", 1, [block("s2", 40_004)])
-    assert sorted(collector.reassign("s2", "s3")) == [name(40_000), name(40_004)]
-    assert collector.reassign("s2", "s3") == []
+    assert collector.reassign("s2", "s3") == 2
+    assert collector.reassign("s2", "s3") == 0
 
 
 def test_one_connection_can_be_given_to_another_server(collector: Collector) -> None:
@@ -247,3 +251,74 @@ def test_an_ended_connection_is_forgotten_here_and_at_the_backup(scene: Scene) -
     gone, actions = scene.conductor.closed("s1", [name, "nobody's"])
     assert gone == [name] and len(scene.conductor.collector) == 0
     assert actions == [Send("s2", messages.Forget("s1", [name]))]
+
+
+# --- shares ---
+def _slot(connection: FourTuple) -> tuple[int, int]:
+    return 0, connection.destination_port % 8
+
+
+class Shares(RuleBasedStateMachine):
+    """Any order of what may happen, against a plain table: connection -> who is responsible, and settled."""
+
+    servers = st.sampled_from(["s1", "s2", "s3"])
+    ports = st.integers(40_000, 40_015)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collector = Collector(_slot)
+        self.model: dict[int, tuple[str, bool]] = {}
+
+    @rule(server=servers, port=ports)
+    def store(self, server: str, port: int) -> None:
+        assert self.collector.take(server, 1, [block(server, port)]).accepted
+        self.model[port] = (server, True)
+
+    @rule(server=servers, writer=servers, port=ports)
+    def load(self, server: str, writer: str, port: int) -> None:
+        self.collector.load(server, block(writer, port))
+        self.model[port] = (server, server == writer)
+
+    @rule(server=servers, port=ports)
+    def forget(self, server: str, port: int) -> None:
+        mine = self.model.get(port, ("", False))[0] == server
+        assert self.collector.forget(server, [name(port)]) == ([name(port)] if mine else [])
+        if mine:
+            del self.model[port]
+
+    @rule(server=servers, heir=servers)
+    def reassign(self, server: str, heir: str) -> None:
+        mine = [port for port, (responsible, _) in self.model.items() if responsible == server]
+        assert self.collector.reassign(server, heir) == len(mine)
+        self.model |= dict.fromkeys(mine, (heir, False))
+
+    @rule(port=ports, heir=servers)
+    def reassign_one(self, port: int, heir: str) -> None:
+        if port in self.model:
+            self.collector.reassign_one(name(port), heir)
+            self.model[port] = (heir, False)
+
+    @invariant()
+    def agrees(self) -> None:
+        assert len(self.collector) == len(self.model)
+        for port, fate in self.model.items():
+            record = self.collector.get(name(port))
+            assert record is not None
+            assert (record.responsible, record.settled) == fate
+        for server in ("s1", "s2", "s3"):
+            mine = {port for port, (responsible, _) in self.model.items() if responsible == server}
+            assert {found for found, _ in self.collector.of(server)} == {name(port) for port in mine}
+            assert self.collector.count(server) == len(mine)
+            assert self.collector.slots(server) == {(0, port % 8) for port in mine}
+        assert self.collector.slots() == {(0, port % 8) for port in self.model}
+        assert set(self.collector.servers()) == {responsible for responsible, _ in self.model.values()}
+
+
+Shares.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestShares = Shares.TestCase
+
+
+def test_a_connection_outside_every_slot_is_in_none() -> None:
+    collector = Collector()
+    collector.take("s1", 1, [block("s1", 40_000)])
+    assert collector.slots() == set()

@@ -174,3 +174,22 @@ def test_a_message_changed_anywhere_is_refused_or_still_a_message(message: Messa
 
 def test_what_came_before_a_refused_frame_does_not_hide_it() -> None:
     refusal(encode(FROM_AGENT[0]) + framed("Nonsense"))
+
+
+# --- portions ---
+_LARGEST = 64 * 1024
+
+
+@given(st.lists(st.one_of(st.integers(0, 600), st.integers(0, _LARGEST)), max_size=300))
+def test_portions_are_all_blocks_in_order_in_frames_of_bounded_size(sizes: list[int]) -> None:
+    blocks = [bytes(size) for size in sizes]
+    portions = [list(portion) for portion in messages.portions(blocks)]
+    assert [block for portion in portions for block in portion] == blocks
+    assert all(1 <= len(portion) <= messages.PORTION_BLOCKS for portion in portions)
+    assert all(len(messages.encode(messages.Backup("s1", portion))) < messages.LIMIT_FRAME // 3 for portion in portions)
+
+
+def test_as_many_blocks_as_may_be_go_together() -> None:
+    count = 3 * messages.PORTION_BLOCKS
+    assert len(list(messages.portions([b"small"] * count))) == 3
+    assert list(messages.portions([])) == []

@@ -51,6 +51,30 @@ def test_an_open_object_is_shared_and_closed_after_its_last_user(root: DocumentR
     assert root.open("/film.bin") is not first
 
 
+def test_a_copy_of_what_is_open_is_shared_while_it_is_what_the_disk_has(root: DocumentRoot) -> None:
+    first = root.open("/film.bin")
+    again = root.open_copy(first.ref)
+    assert again is first
+    assert root.same(again, first.ref)
+    os.rename(Path(root.root) / "film.bin", Path(root.root) / "moved.bin")
+    with pytest.raises(ObjectMissing):
+        root.open_copy(first.ref)
+    root.release(again)
+    assert os.fstat(first.fd).st_size == len(CONTENT)
+    root.release(first)
+    with pytest.raises(ObjectMissing):
+        root.open_copy(first.ref)
+
+
+def test_a_copy_that_is_not_what_is_open_is_looked_for_on_the_disk(root: DocumentRoot) -> None:
+    old = root.open("/film.bin")
+    rewrite(root, CONTENT[::-1])
+    new = root.open("/film.bin")
+    assert root.open_copy(new.ref) is new
+    assert root.open_copy(old.ref) is new, "what the disk has; whether it is the same, `same` decides"
+    assert not root.same(new, old.ref)
+
+
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in ("missing", "file"):

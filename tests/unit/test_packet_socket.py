@@ -4,7 +4,6 @@ sees a datagram's bytes there, as it sees a packet's behind a packet socket), it
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
 
-from dataplane.packet_socket import answer_filter, attach
+from dataplane.packet_socket import answer_filter, attach, hush_filter
 from dataplane.segment import ACK, FIN, PSH, RST, SYN, Segment, build
 from dataplane.sequence import Seq
 from dataplane.socket_address import socket_address
@@ -23,12 +22,12 @@ PROBED = (Seq(5), Seq(6))
 
 
 class Filtered:
-    """A socket behind the filter for one address."""
+    """A socket behind a filter."""
 
-    def __init__(self, vip: bytes, plain: Sequence[int] = ()) -> None:
+    def __init__(self, program: bytes) -> None:
         self._inner, self._outer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._inner.setblocking(False)
-        attach(self._inner, answer_filter(vip, plain))
+        attach(self._inner, program)
 
     def takes(self, packet: bytes) -> bool:
         self._outer.send(packet)
@@ -45,7 +44,7 @@ class Filtered:
 @pytest.fixture(params=FAMILIES, ids=["IPv4", "IPv6"])
 def case(request: pytest.FixtureRequest) -> Any:
     client, vip = request.param
-    filtered = Filtered(vip)
+    filtered = Filtered(answer_filter(vip))
     yield filtered, Segment(client, 40_001, vip, 80, Seq(31), Seq(7), ACK, 512, timestamps=(1, 2))
     filtered.close()
 
@@ -76,7 +75,7 @@ def test_a_busy_clients_acknowledgements_and_requests_are_dropped(case: Any) -> 
 def test_from_some_ports_everything_is_taken_and_from_all_if_there_are_too_many(client: bytes, vip: bytes) -> None:
     for count, others in ((1, False), (200, False), (201, True)):
         ports = range(30_000, 30_000 + count)
-        filtered = Filtered(vip, ports)
+        filtered = Filtered(answer_filter(vip, ports))
         for timestamps in ((1, 2), None):
             plain = Segment(client, ports[-1], vip, 80, Seq(31), Seq(7), ACK, 512, timestamps=timestamps)
             assert filtered.takes(build(plain))
@@ -118,7 +117,7 @@ def test_what_is_no_tcp_is_dropped(case: Any) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=["IPv4", "IPv6"])
 def test_packets_of_the_other_family_and_stubs_are_dropped(family: tuple[bytes, bytes]) -> None:
-    filtered = Filtered(family[1])
+    filtered = Filtered(answer_filter(family[1]))
     other = FAMILIES[0] if family == FAMILIES[1] else FAMILIES[1]
     answer = build(Segment(family[0], 40_001, family[1], 80, Seq(1), Seq(2), ACK, 1, sack=(PROBED,)))
     foreign = build(Segment(other[0], 40_001, other[1], 80, Seq(1), Seq(2), ACK, 1, sack=(PROBED,)))
@@ -131,7 +130,7 @@ def test_packets_of_the_other_family_and_stubs_are_dropped(family: tuple[bytes, 
 
 
 def test_options_of_an_ipv4_header_move_the_segment() -> None:
-    filtered = Filtered(VIP)
+    filtered = Filtered(answer_filter(VIP))
     packet = build(Segment(CLIENT, 40_001, VIP, 80, Seq(1), Seq(2), ACK, 1, sack=(PROBED,)))
     assert filtered.takes(bytes([0x46]) + packet[1:20] + b"\1\1\1\0" + packet[20:])
     plain = build(Segment(CLIENT, 40_001, VIP, 80, Seq(1), Seq(2), ACK, 1, timestamps=(1, 2)))
@@ -140,7 +139,7 @@ def test_options_of_an_ipv4_header_move_the_segment() -> None:
 
 
 def test_extension_headers_of_ipv6_are_left_to_the_parser_and_fragments_dropped() -> None:
-    filtered = Filtered(VIP6)
+    filtered = Filtered(answer_filter(VIP6))
     answer = IPv6(build(Segment(CLIENT6, 40_001, VIP6, 80, Seq(1), Seq(2), ACK, 1, sack=(PROBED,))))
     for header, taken in (
         (IPv6ExtHdrHopByHop(), True),
@@ -155,3 +154,31 @@ def test_extension_headers_of_ipv6_are_left_to_the_parser_and_fragments_dropped(
 def test_addresses_as_sockets_take_them() -> None:
     assert socket_address(VIP, 80, 3) == ("10.0.0.100", 80)
     assert socket_address(VIP6, 80, 3) == ("fd00::64", 80, 0, 3)
+
+
+# --- what a listening socket is spared ---
+@pytest.fixture
+def hushed(case: Any) -> Any:
+    filtered = Filtered(hush_filter())
+    _, sample = case
+    header = 20 if len(sample.source) == 4 else 40
+    yield lambda segment: filtered.takes(build(segment)[header:])
+    filtered.close()
+
+
+def test_a_hushed_listener_does_not_see_answers_to_probes(case: Any, hushed: Any) -> None:
+    _, segment = case
+    for timestamps in ((1, 2), None):
+        for sack in ((PROBED,), (PROBED, (Seq(9), Seq(12))), (PROBED,) * 3):
+            assert not hushed(replace(segment, timestamps=timestamps, sack=sack))
+
+
+def test_a_hushed_listener_sees_whatever_makes_a_connection(case: Any, hushed: Any) -> None:
+    _, segment = case
+    for timestamps in ((1, 2), None):
+        for flags in (SYN, ACK, ACK | PSH, ACK | FIN, RST, RST | ACK):
+            plain = replace(segment, timestamps=timestamps, flags=flags)
+            assert hushed(plain)
+            assert hushed(replace(plain, payload=b"GET / HTTP/1.1"))
+    for flags in (SYN, FIN | ACK, RST | ACK):
+        assert hushed(replace(segment, flags=flags, sack=(PROBED,)))

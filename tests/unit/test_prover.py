@@ -78,6 +78,15 @@ def schedule(made: Prover, until: float) -> list[float]:
     return times
 
 
+def first_retry(made: Prover, port: int, now: float) -> float:
+    """How long a client that is asked now is waited for."""
+    made.add(expectation(connection=four_tuple(destination_port=port)), now, PATIENCE)
+    made.probes(now)
+    due = made.deadline()
+    assert due is not None
+    return due - now
+
+
 # --- dialogues ---
 def test_probe_answer_proof() -> None:
     made = waiting(now=100.0)
@@ -319,3 +328,52 @@ def test_a_reset_stands_exactly_where_the_client_accepts_it() -> None:
 def test_without_proof_a_reset_stands_at_what_is_known_to_be_acknowledged() -> None:
     rst = parse(reset_segment(expectation(), None, MARK))
     assert (rst.seq, rst.ack, rst.flags, rst.dscp) == (wire(150), RCV_NXT, RST | ACK, MARK)
+
+
+def test_while_answers_take_long_none_counts_as_lost_too_soon() -> None:
+    made = prover()
+    assert first_retry(made, 1, 0.0) == pytest.approx(FIRST_RETRY)
+    made.add(expectation(connection=four_tuple(destination_port=2)), 10.0, PATIENCE)
+    packets = {parse(packet).destination_port: packet for packet in made.probes(10.0)}
+    assert made.receive(Client(SENT, 2).hears(packets[2]), 10.02) is not None
+    made.give_up((CLIENT, 1, VIP, 80))
+    assert first_retry(made, 3, 11.0) == pytest.approx(FIRST_RETRY), "nobody waited meanwhile"
+
+
+def test_the_slowest_of_many_answers_sets_the_pace_until_all_are_through() -> None:
+    made = prover()
+    for port in (1, 2, 3):
+        made.add(expectation(connection=four_tuple(destination_port=port)), 0.0, PATIENCE)
+    packets = {parse(packet).destination_port: packet for packet in made.probes(0.0)}
+    assert made.receive(Client(SENT, 1).hears(packets[1]), 0.02) is not None
+    assert first_retry(made, 4, 0.02) == pytest.approx(0.08), "and not in 1 ms"
+    assert made.receive(Client(SENT, 2).hears(packets[2]), 0.021) is not None
+    assert first_retry(made, 5, 0.021) > 0.07, "a quick one between slow ones does not make them lost"
+
+
+def test_a_late_answer_to_one_of_several_probes_tells_nothing_of_delay() -> None:
+    made = prover()
+    for port in (1, 2):
+        made.add(expectation(connection=four_tuple(destination_port=port)), 0.0, PATIENCE)
+    first = {parse(packet).destination_port: packet for packet in made.probes(0.0)}
+    made.probes(0.01)
+    assert made.receive(Client(SENT, 1).hears(first[1]), 0.2) is not None
+    assert first_retry(made, 3, 0.2) == pytest.approx(FIRST_RETRY)
+
+
+def test_what_is_due_goes_out_in_portions() -> None:
+    made = prover()
+    for port in range(1, 101):
+        made.add(expectation(connection=four_tuple(destination_port=port)), 0.0, PATIENCE)
+    asked = []
+    while (due := made.deadline()) is not None and due <= 0.0:
+        packets = made.probes(0.0, 32)
+        assert len(packets) <= 32
+        asked += [parse(packet).destination_port for packet in packets]
+    assert sorted(asked) == list(range(1, 101))
+    late = PATIENCE.silent + 1
+    gone = []
+    while verdicts := made.given_up(late, 32):
+        assert len(verdicts) <= 32
+        gone += [verdict.key[1] for verdict in verdicts]
+    assert sorted(gone) == list(range(1, 101))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_a_put_of_many_is_all_or_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_is_lost_while_the_log_is_folded_back(tmp_path: Path) -> None:
-    """More rows than the log may hold: folding runs on its own thread while puts go on."""
+    """More rows than the log may hold."""
     store = EmbeddedStore(tmp_path / "state.db")
     for start in range(0, 12_000, 1000):
         store.put([(f"c-{i}", "web1", i.to_bytes(4, "big")) for i in range(start, start + 1000)])
@@ -136,6 +137,53 @@ def test_nothing_is_lost_while_the_log_is_folded_back(tmp_path: Path) -> None:
     assert {name: int.from_bytes(block, "big") for name, _, block in kept(tmp_path / "state.db")} == {
         f"c-{i}": i for i in range(12_000)
     }
+
+
+def _damage(path: Path) -> None:
+    """A page of the table's tree lost half-way, as a crash of the machine may leave it."""
+    content = bytearray(path.read_bytes())
+    for page in range(2, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 200] = b"\xa5" * 200
+    path.write_bytes(content)
+
+
+def test_a_damaged_store_is_set_aside_and_begins_empty(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.db"
+    store = EmbeddedStore(path)
+    store.put([(f"c-{i}", "web1", bytes(400)) for i in range(1000)])
+    store.close()
+    _damage(path)
+    damaged = path.read_bytes()
+    store = EmbeddedStore(path)
+    assert list(store.checkpoints()) == []
+    store.put([A])
+    store.close()
+    assert kept(path) == [A]
+    assert (tmp_path / "state.db.damaged").read_bytes() == damaged
+    assert str(path) in caplog.text
+
+
+def test_a_store_of_the_first_layout_is_used_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with sqlite3.connect(path) as old:
+        old.execute(
+            "CREATE TABLE checkpoint (connection TEXT PRIMARY KEY, server TEXT NOT NULL, block BLOB NOT NULL) "
+            "WITHOUT ROWID"
+        )
+        old.execute("INSERT INTO checkpoint VALUES (?, ?, ?)", A)
+    old.close()
+    store = EmbeddedStore(path)
+    store.put([B, ("a-1", "web2", b"newer")])
+    assert sorted(store.checkpoints()) == [("a-1", "web2", b"newer"), B]
+    store.close()
+
+
+def test_the_log_does_not_grow_without_bounds(tmp_path: Path) -> None:
+    store = EmbeddedStore(tmp_path / "state.db")
+    for start in range(0, 20_000, 50):
+        store.put([(f"c-{i % 500}", "web1", i.to_bytes(400, "big")) for i in range(start, start + 50)])
+    assert (tmp_path / "state.db-wal").stat().st_size < 4 << 20
+    store.close()
 
 
 def unopenable(tmp_path: Path, kind: str) -> Path:

@@ -1,0 +1,31 @@
+"""A thousand idle keep-alive connections and a hundred active downloads on one server: one death, all survive."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from topologies import Lab
+from topologies.crowd import Crowd, ports_of
+
+_IDLE, _DOWNLOADS = 1000, 100
+_RATE = 128 * 1024
+
+
+def test_one_death_harms_none_of_a_thousand_connections(lab: Lab) -> None:
+    ports = ports_of(lab, "s1")
+    idle, downloads = list(islice(ports, _IDLE)), list(islice(ports, _DOWNLOADS))
+    with Crowd(lab, "c1", idle=idle, downloads=downloads, path="/1m", rate=_RATE) as crowd:
+        assert crowd.ready()["broken"] == {}
+        lab.until(lambda: lab.server("s1")["connections"] == _IDLE + _DOWNLOADS, "not all are on one server")
+        before = len(lab.takeovers())
+        lab.fail("s1")
+        lab.until(lambda: [t["state"] for t in lab.takeovers()[before:]] == ["done"], "the takeover is not done")
+        takeover = lab.takeovers()[before]
+        assert (takeover["resumed"], takeover["reset"]) == (_IDLE + _DOWNLOADS, {})
+        answered = crowd.ask()
+        assert (answered["whole"], answered["broken"]) == (_IDLE, {})
+        ended = crowd.finish()
+        assert (ended["whole"], ended["broken"]) == (_DOWNLOADS, {})
+    assert len(lab.takeovers()) == before + 1, "nobody was taken for dead for being busy"
+    lab.until(lambda: not lab.connections(), "connections remain that their client has reset")
+    lab.heal("s1")
