@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 from typing import Any
 
 from topologies.record import LabError, Record
@@ -45,6 +47,7 @@ def add(commands: Any) -> None:
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_status)
     down = actions.add_parser("down", help="remove the lab, whatever is left of it")
+    down.add_argument("--force", action="store_true", help="also a lab that a running program holds")
     down.set_defaults(run=_down)
 
 
@@ -56,6 +59,8 @@ def _up(chosen: argparse.Namespace) -> int:
     options = {"servers": chosen.servers, "clients": chosen.clients, "state": chosen.state, **absolute}
     if services:
         options["services"] = services
+    # As Ctrl-C does: the command waits until nothing is left of the lab that it began.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     holder.start(options)
     return 0
 
@@ -107,14 +112,9 @@ def _status(chosen: argparse.Namespace) -> int:
 
 
 def _down(chosen: argparse.Namespace) -> int:
-    from topologies import holder
+    from topologies import removal
 
     if os.geteuid() != 0:
         raise LabError("the lab needs root")
-    try:
-        holder.ask({"do": "down"})
-    except LabError:
-        record = Record.load()
-        if record is not None:  # the holder is gone: remove what it had written down
-            record.remove_everything()
+    removal.remove(chosen.force)
     return 0

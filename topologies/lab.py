@@ -29,7 +29,8 @@ from typing import Any
 from controller.cli import ApiFailed, fetch, fetch_all
 from state import configuration as configuration_
 from state.configuration import Configuration, Vip
-from topologies import objects, record
+from topologies import objects
+from topologies.lock import Lock, Role
 from topologies.record import FOLDER, LabError, Record
 
 READY_SECONDS = 30.0
@@ -83,7 +84,7 @@ class Lab:
         self._config_file = config
         self._given = configuration_.load(config) if config is not None else None
         self._record = Record()
-        self._lock = -1
+        self._lock: Lock | None = None
         self._net: Any = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._failed: dict[str, str] = {}
@@ -96,13 +97,15 @@ class Lab:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.down()
 
-    def up(self) -> None:
+    def up(self, role: Role = "program") -> None:
         """Returns when every server is up and has a backup that holds its checkpoints."""
         _check_machine()
-        self._lock = record.lock()
+        self._lock = Lock.acquire(role)
         try:
             self._remove_leftovers()
             FOLDER.mkdir(parents=True, exist_ok=True)
+            if role == "up":
+                self._record.add_process(os.getpid())
             if self._make_objects:
                 objects.make(self._docroot)
             self._configure()
@@ -114,12 +117,10 @@ class Lab:
             self.down()
             raise
 
-    def hold(self, pid: int) -> None:
-        """This process holds the lab: `takeover lab down` ends it too, should it not answer."""
-        self._record.add_process(pid)
-
     def down(self) -> None:
-        """Remove everything that `up` made."""
+        """Remove everything that `up` made; nothing when it made nothing, or this was done before."""
+        if self._lock is None:
+            return
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -130,22 +131,19 @@ class Lab:
             # Not `net.stop()`: it talks to each host's shell, and waits for ever for one that does not answer.
             for node in (*self._net.hosts, *self._net.switches, *self._net.controllers):
                 if node.shell is not None:
-                    node.shell.kill()
-                    node.shell.wait()
+                    _kill_group(node.shell)
                     node.shell = None
             self._net = None
         self._record.remove_everything()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.release()
+        self._lock = None
+        self._record = Record()
 
     def _remove_leftovers(self) -> None:
         """Of a lab whose holder died without `down`: the lock was free, so nobody holds it."""
         old = Record.load()
         if old is not None:
             old.remove_everything()
-            os.close(self._lock)
-            self._lock = record.lock()
 
     def _configure(self) -> None:
         if self._given is not None:
@@ -281,7 +279,13 @@ servers:
             arguments = self._inside(host, arguments)
         with log:
             process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+                env=self._record.environment(),
             )
         self._processes[name] = process
         self._record.add_process(process.pid)
@@ -500,6 +504,15 @@ def vip_names(vips: Sequence[Vip]) -> dict[str, str]:
         of_version = [vip.address for vip in vips if vip.version == version]
         names |= {first if i == 1 else f"{further}{i}": address for i, address in enumerate(of_version, 1)}
     return {"vip": vips[0].address, **names}
+
+
+def _kill_group(shell: subprocess.Popen[bytes]) -> None:
+    """A node's shell, and what it runs at this moment: an `ovs-vsctl` would make a bridge that was just removed."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(shell.pid) == shell.pid:
+            os.killpg(shell.pid, signal.SIGKILL)
+    shell.kill()
+    shell.wait()
 
 
 def _silence(link: str) -> None:
