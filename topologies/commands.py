@@ -9,6 +9,8 @@ import signal
 import sys
 from typing import Any
 
+from tabulate import tabulate
+
 from topologies.record import LabError, Record
 
 HOWS = ("kill", "hang", "power", "link", "stop")
@@ -75,6 +77,8 @@ def _exec(chosen: argparse.Namespace) -> int:
     pid = record.hosts.get(chosen.host)
     if pid is None:
         raise LabError(f"there is no host {chosen.host}; there are {', '.join(record.hosts)}")
+    if not record.condition(pid).alive:
+        raise LabError(f"host {chosen.host} is gone: takeover lab status says what is left")
     try:
         # The command takes this process's place: its streams, signals and exit status are the caller's.
         os.execvp("mnexec", ["mnexec", "-a", str(pid), *command])
@@ -97,18 +101,30 @@ def _heal(chosen: argparse.Namespace) -> int:
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    from topologies import holder
+    from topologies import condition
 
-    status = holder.ask({"do": "status"})
+    status = condition.current()
     if chosen.json:
         print(json.dumps(status, indent=2))
-        return 0
-    print(f"hosts    {' '.join(status['hosts'])}")
-    print("running  " + ", ".join(f"{name} (pid {pid})" for name, pid in status["processes"].items()))
-    print("failed   " + (", ".join(f"{name} ({how})" for name, how in status["failed"].items()) or "none"))
-    for key in ("api", "docroot", "config"):
-        print(f"{key:8} {status[key]}")
-    return 0
+    else:
+        _print_status(status)
+    for problem in status["problems"]:
+        print(f"takeover: {problem}", file=sys.stderr)
+    return 1 if status["states"]["holder"] == "gone" else 0
+
+
+def _print_status(status: dict[str, Any]) -> None:
+    pids = dict(status["processes"])
+    if status["holder"] is not None:
+        pids["holder"] = status["holder"]["pid"]
+    rows = [["hosts", " ".join(status["hosts"])]]
+    for name, state in status["states"].items():
+        how = f": {status['failed'][name]}" if state == "failed" else ""
+        rows.append([name, f"{state}{how} (pid {pids[name]})" if name in pids else state])
+    rows += [[key, status[key]] for key in ("api", "docroot", "config") if key in status]
+    if not status["ready"]:
+        rows.append(["lab", "not ready"])
+    print(tabulate(rows, tablefmt="plain"))
 
 
 def _down(chosen: argparse.Namespace) -> int:

@@ -134,8 +134,6 @@ class Holder:
             return self._lab.fail(asked["name"], asked["how"])
         if name == "heal":
             return self._lab.heal(asked["name"])
-        if name == "status":
-            return self._lab.status()
         raise LabError(f"unknown request {name}")
 
 

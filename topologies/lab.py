@@ -29,7 +29,7 @@ from typing import Any
 from controller.cli import ApiFailed, fetch, fetch_all
 from state import configuration as configuration_
 from state.configuration import Configuration, Vip
-from topologies import objects
+from topologies import condition, lock, objects
 from topologies.lock import Lock, Role
 from topologies.record import FOLDER, LabError, Record
 
@@ -87,7 +87,7 @@ class Lab:
         self._lock: Lock | None = None
         self._net: Any = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._failed: dict[str, str] = {}
+        self._failed = self._record.failed
 
     # --- up and down ---
     def __enter__(self) -> Lab:
@@ -106,13 +106,18 @@ class Lab:
             FOLDER.mkdir(parents=True, exist_ok=True)
             if role == "up":
                 self._record.add_process(os.getpid())
+            self._record.save()
             if self._make_objects:
                 objects.make(self._docroot)
             self._configure()
+            facts = {"api": self.api, "docroot": str(self._docroot), "config": str(self.config_path)}
+            self._record.facts = facts
             self._build()
             for server in self.configuration.servers:
                 self._start(server.name, server.name, "agent", "--name", server.name)
             self._wait_ready()
+            self._record.ready = True
+            self._record.save()
         except BaseException:
             self.down()
             raise
@@ -138,6 +143,7 @@ class Lab:
         self._lock.release()
         self._lock = None
         self._record = Record()
+        self._failed = self._record.failed
 
     def _remove_leftovers(self) -> None:
         """Of a lab whose holder died without `down`: the lock was free, so nobody holds it."""
@@ -288,7 +294,7 @@ servers:
                 env=self._record.environment(),
             )
         self._processes[name] = process
-        self._record.add_process(process.pid)
+        self._record.add_process(process.pid, name)
 
     def _inside(self, host: str, command: Sequence[str]) -> list[str]:
         return ["mnexec", "-a", str(self.host_pid(host)), *command]
@@ -325,10 +331,10 @@ servers:
 
         self.until(listening, f"the controller does not listen on {host}:{port}")
 
-    def _check_processes(self) -> None:
-        """Raises `LabError` when one has ended that was not made to fail."""
+    def _check_processes(self, *only: str) -> None:
+        """Raises `LabError` when one (of these) has ended that was not made to fail."""
         for name, process in self._processes.items():
-            if name not in self._failed and process.poll() is not None:
+            if name in (only or self._processes) and name not in self._failed and process.poll() is not None:
                 last = self.log(name).strip().splitlines()[-1:] or ["it said nothing"]
                 raise LabError(f"{name} ended with status {process.returncode}: {last[0]}")
 
@@ -372,7 +378,10 @@ servers:
             raise LabError(f"{name} cannot fail by {how}")
         if name in self._failed:
             raise LabError(f"{name} has failed already ({self._failed[name]}): heal it first")
+        if process.poll() is not None:
+            raise LabError(f"{name} has died by itself: heal it first")
         self._failed[name] = how
+        self._record.save()
         if how == "power":
             _run(self._inside(name, ["nft", _POWER_OFF]))
         when = time.time_ns()
@@ -398,28 +407,30 @@ servers:
             raise LabError(f"{name} ended with status {status}: see {FOLDER / name}.log")
 
     def heal(self, name: str) -> None:
-        """Undo `fail`; returns when the server is up again."""
+        """Undo `fail`, or start again what died by itself; returns when the server is up again."""
+        process = self._processes.get(name)
+        died = process is not None and process.poll() is not None
         how = self._failed.pop(name, None)
-        if how is None:
+        if process is None or (how is None and not died):
             raise LabError(f"{name} has not failed")
-        process = self._processes[name]
         if how == "power":
             _run(self._inside(name, ["nft", "delete table inet off"]))
-        if how == "hang":
-            process.send_signal(signal.SIGCONT)
-        elif how == "link":
+        if how == "link":
             _run(["ip", "link", "set", self._port(name), "up"])
-        elif name == "controller":
+        if how == "hang" and not died:
+            process.send_signal(signal.SIGCONT)
+        if died and name == "controller":
             self._start(name, None, "controller")
-        else:
+        elif died:
             self._start(name, name, "agent", "--name", name)
+        self._record.save()
         if name == "controller":
             self._wait_ready()
         else:
             self.until(lambda: self._is_up(name), f"{name} is not up again after {READY_SECONDS:.0f} s")
 
     def _is_up(self, name: str) -> bool:
-        self._check_processes()
+        self._check_processes("controller", name)
         return bool(self.server(name)["state"] == "up")
 
     def _port(self, name: str) -> str:
@@ -467,14 +478,8 @@ servers:
             raise LabError(str(error)) from None
 
     def status(self) -> dict[str, Any]:
-        return {
-            "hosts": sorted(self._record.hosts),
-            "processes": {name: process.pid for name, process in self._processes.items()},
-            "failed": dict(self._failed),
-            "api": self.api,
-            "docroot": str(self._docroot),
-            "config": str(self.config_path),
-        }
+        """What has become of each process, see `condition.of`."""
+        return condition.of(self._record, lock.owner())
 
 
 @contextlib.contextmanager
