@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 from typing import Any
+
+from tabulate import tabulate
 
 from topologies.record import LabError, Record
 
@@ -45,6 +49,7 @@ def add(commands: Any) -> None:
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_status)
     down = actions.add_parser("down", help="remove the lab, whatever is left of it")
+    down.add_argument("--force", action="store_true", help="also a lab that a running program holds")
     down.set_defaults(run=_down)
 
 
@@ -56,6 +61,8 @@ def _up(chosen: argparse.Namespace) -> int:
     options = {"servers": chosen.servers, "clients": chosen.clients, "state": chosen.state, **absolute}
     if services:
         options["services"] = services
+    # As Ctrl-C does: the command waits until nothing is left of the lab that it began.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     holder.start(options)
     return 0
 
@@ -70,6 +77,8 @@ def _exec(chosen: argparse.Namespace) -> int:
     pid = record.hosts.get(chosen.host)
     if pid is None:
         raise LabError(f"there is no host {chosen.host}; there are {', '.join(record.hosts)}")
+    if not record.condition(pid).alive:
+        raise LabError(f"host {chosen.host} is gone: takeover lab status says what is left")
     try:
         # The command takes this process's place: its streams, signals and exit status are the caller's.
         os.execvp("mnexec", ["mnexec", "-a", str(pid), *command])
@@ -92,29 +101,36 @@ def _heal(chosen: argparse.Namespace) -> int:
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    from topologies import holder
+    from topologies import condition
 
-    status = holder.ask({"do": "status"})
+    status = condition.current()
     if chosen.json:
         print(json.dumps(status, indent=2))
-        return 0
-    print(f"hosts    {' '.join(status['hosts'])}")
-    print("running  " + ", ".join(f"{name} (pid {pid})" for name, pid in status["processes"].items()))
-    print("failed   " + (", ".join(f"{name} ({how})" for name, how in status["failed"].items()) or "none"))
-    for key in ("api", "docroot", "config"):
-        print(f"{key:8} {status[key]}")
-    return 0
+    else:
+        _print_status(status)
+    for problem in status["problems"]:
+        print(f"takeover: {problem}", file=sys.stderr)
+    return 1 if status["states"]["holder"] == "gone" else 0
+
+
+def _print_status(status: dict[str, Any]) -> None:
+    pids = dict(status["processes"])
+    if status["holder"] is not None:
+        pids["holder"] = status["holder"]["pid"]
+    rows = [["hosts", " ".join(status["hosts"])]]
+    for name, state in status["states"].items():
+        how = f": {status['failed'][name]}" if state == "failed" else ""
+        rows.append([name, f"{state}{how} (pid {pids[name]})" if name in pids else state])
+    rows += [[key, status[key]] for key in ("api", "docroot", "config") if key in status]
+    if not status["ready"]:
+        rows.append(["lab", "not ready"])
+    print(tabulate(rows, tablefmt="plain"))
 
 
 def _down(chosen: argparse.Namespace) -> int:
-    from topologies import holder
+    from topologies import removal
 
     if os.geteuid() != 0:
         raise LabError("the lab needs root")
-    try:
-        holder.ask({"do": "down"})
-    except LabError:
-        record = Record.load()
-        if record is not None:  # the holder is gone: remove what it had written down
-            record.remove_everything()
+    removal.remove(chosen.force)
     return 0

@@ -29,7 +29,8 @@ from typing import Any
 from controller.cli import ApiFailed, fetch, fetch_all
 from state import configuration as configuration_
 from state.configuration import Configuration, Vip
-from topologies import objects, record
+from topologies import condition, lock, objects
+from topologies.lock import Lock, Role
 from topologies.record import FOLDER, LabError, Record
 
 READY_SECONDS = 30.0
@@ -83,10 +84,10 @@ class Lab:
         self._config_file = config
         self._given = configuration_.load(config) if config is not None else None
         self._record = Record()
-        self._lock = -1
+        self._lock: Lock | None = None
         self._net: Any = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._failed: dict[str, str] = {}
+        self._failed = self._record.failed
 
     # --- up and down ---
     def __enter__(self) -> Lab:
@@ -96,30 +97,35 @@ class Lab:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.down()
 
-    def up(self) -> None:
+    def up(self, role: Role = "program") -> None:
         """Returns when every server is up and has a backup that holds its checkpoints."""
         _check_machine()
-        self._lock = record.lock()
+        self._lock = Lock.acquire(role)
         try:
             self._remove_leftovers()
             FOLDER.mkdir(parents=True, exist_ok=True)
+            if role == "up":
+                self._record.add_process(os.getpid())
+            self._record.save()
             if self._make_objects:
                 objects.make(self._docroot)
             self._configure()
+            facts = {"api": self.api, "docroot": str(self._docroot), "config": str(self.config_path)}
+            self._record.facts = facts
             self._build()
             for server in self.configuration.servers:
                 self._start(server.name, server.name, "agent", "--name", server.name)
             self._wait_ready()
+            self._record.ready = True
+            self._record.save()
         except BaseException:
             self.down()
             raise
 
-    def hold(self, pid: int) -> None:
-        """This process holds the lab: `takeover lab down` ends it too, should it not answer."""
-        self._record.add_process(pid)
-
     def down(self) -> None:
-        """Remove everything that `up` made."""
+        """Remove everything that `up` made; nothing when it made nothing, or this was done before."""
+        if self._lock is None:
+            return
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -130,22 +136,20 @@ class Lab:
             # Not `net.stop()`: it talks to each host's shell, and waits for ever for one that does not answer.
             for node in (*self._net.hosts, *self._net.switches, *self._net.controllers):
                 if node.shell is not None:
-                    node.shell.kill()
-                    node.shell.wait()
+                    _kill_group(node.shell)
                     node.shell = None
             self._net = None
         self._record.remove_everything()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.release()
+        self._lock = None
+        self._record = Record()
+        self._failed = self._record.failed
 
     def _remove_leftovers(self) -> None:
         """Of a lab whose holder died without `down`: the lock was free, so nobody holds it."""
         old = Record.load()
         if old is not None:
             old.remove_everything()
-            os.close(self._lock)
-            self._lock = record.lock()
 
     def _configure(self) -> None:
         if self._given is not None:
@@ -281,10 +285,16 @@ servers:
             arguments = self._inside(host, arguments)
         with log:
             process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+                env=self._record.environment(),
             )
         self._processes[name] = process
-        self._record.add_process(process.pid)
+        self._record.add_process(process.pid, name)
 
     def _inside(self, host: str, command: Sequence[str]) -> list[str]:
         return ["mnexec", "-a", str(self.host_pid(host)), *command]
@@ -321,10 +331,10 @@ servers:
 
         self.until(listening, f"the controller does not listen on {host}:{port}")
 
-    def _check_processes(self) -> None:
-        """Raises `LabError` when one has ended that was not made to fail."""
+    def _check_processes(self, *only: str) -> None:
+        """Raises `LabError` when one (of these) has ended that was not made to fail."""
         for name, process in self._processes.items():
-            if name not in self._failed and process.poll() is not None:
+            if name in (only or self._processes) and name not in self._failed and process.poll() is not None:
                 last = self.log(name).strip().splitlines()[-1:] or ["it said nothing"]
                 raise LabError(f"{name} ended with status {process.returncode}: {last[0]}")
 
@@ -368,7 +378,10 @@ servers:
             raise LabError(f"{name} cannot fail by {how}")
         if name in self._failed:
             raise LabError(f"{name} has failed already ({self._failed[name]}): heal it first")
+        if process.poll() is not None:
+            raise LabError(f"{name} has died by itself: heal it first")
         self._failed[name] = how
+        self._record.save()
         if how == "power":
             _run(self._inside(name, ["nft", _POWER_OFF]))
         when = time.time_ns()
@@ -394,28 +407,30 @@ servers:
             raise LabError(f"{name} ended with status {status}: see {FOLDER / name}.log")
 
     def heal(self, name: str) -> None:
-        """Undo `fail`; returns when the server is up again."""
+        """Undo `fail`, or start again what died by itself; returns when the server is up again."""
+        process = self._processes.get(name)
+        died = process is not None and process.poll() is not None
         how = self._failed.pop(name, None)
-        if how is None:
+        if process is None or (how is None and not died):
             raise LabError(f"{name} has not failed")
-        process = self._processes[name]
         if how == "power":
             _run(self._inside(name, ["nft", "delete table inet off"]))
-        if how == "hang":
-            process.send_signal(signal.SIGCONT)
-        elif how == "link":
+        if how == "link":
             _run(["ip", "link", "set", self._port(name), "up"])
-        elif name == "controller":
+        if how == "hang" and not died:
+            process.send_signal(signal.SIGCONT)
+        if died and name == "controller":
             self._start(name, None, "controller")
-        else:
+        elif died:
             self._start(name, name, "agent", "--name", name)
+        self._record.save()
         if name == "controller":
             self._wait_ready()
         else:
             self.until(lambda: self._is_up(name), f"{name} is not up again after {READY_SECONDS:.0f} s")
 
     def _is_up(self, name: str) -> bool:
-        self._check_processes()
+        self._check_processes("controller", name)
         return bool(self.server(name)["state"] == "up")
 
     def _port(self, name: str) -> str:
@@ -463,14 +478,8 @@ servers:
             raise LabError(str(error)) from None
 
     def status(self) -> dict[str, Any]:
-        return {
-            "hosts": sorted(self._record.hosts),
-            "processes": {name: process.pid for name, process in self._processes.items()},
-            "failed": dict(self._failed),
-            "api": self.api,
-            "docroot": str(self._docroot),
-            "config": str(self.config_path),
-        }
+        """What has become of each process, see `condition.of`."""
+        return condition.of(self._record, lock.owner())
 
 
 @contextlib.contextmanager
@@ -500,6 +509,15 @@ def vip_names(vips: Sequence[Vip]) -> dict[str, str]:
         of_version = [vip.address for vip in vips if vip.version == version]
         names |= {first if i == 1 else f"{further}{i}": address for i, address in enumerate(of_version, 1)}
     return {"vip": vips[0].address, **names}
+
+
+def _kill_group(shell: subprocess.Popen[bytes]) -> None:
+    """A node's shell, and what it runs at this moment: an `ovs-vsctl` would make a bridge that was just removed."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(shell.pid) == shell.pid:
+            os.killpg(shell.pid, signal.SIGKILL)
+    shell.kill()
+    shell.wait()
 
 
 def _silence(link: str) -> None:
