@@ -1,10 +1,11 @@
 """Who owns what: slots point to homes, homes have owners.
 
-A VIP's connections are spread over **slots** by bits of the client's port (or address). Each slot points to a **home**,
-and there is one home per configured server. A home is *owned* by exactly one live server: normally its own. When a
-server dies, every home that it owns gets another owner, which costs one group and one permit per home however many
-slots and connections there are. When it comes back, it gets its own home back with the slots that have no connection;
-the slots that have some move to a home of whoever serves them.
+A VIP's connections are spread over **slots** by bits of the client's port or address, as their service's *affinity*
+says. A bundle's connections are all in one slot: their affinity looks at the address only, or at nothing. Each slot
+points to a **home**, and there is one home per configured server. A home is *owned* by exactly one live server:
+normally its own. When a server dies, every home that it owns gets another owner, which costs one group and one permit
+per home however many slots and connections there are. When it comes back, it gets its own home back with the slots that
+have no connection; the slots that have some move to a home of whoever serves them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ SlotId = tuple[int, int]
 
 def slot_of(vip: Vip, connection: FourTuple) -> int:
     """The slot of a connection. Bit 0 of the port is no part of the key: Linux picks ports of one parity."""
-    if vip.affinity == "client":
+    affinity = vip.affinity_of(vip.service(connection.source_port))
+    if affinity == "service":
+        return 0
+    if affinity == "client":
         return connection.destination[-1] & (vip.slots - 1)
     return (connection.destination_port >> 1) & (vip.slots - 1)
 

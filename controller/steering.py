@@ -2,7 +2,8 @@
 
     table 0  admission   ARP and Neighbour Discovery for a VIP are answered by the switch itself; to a VIP -> 1; from a
                          VIP -> 2; else NORMAL
-    table 1  slots       bits of the client's port (or address) -> the home's group, which rewrites the MAC and outputs
+    table 1  slots       service or data port, bits of the client's port or address -> the home's group, which rewrites
+                         the MAC and outputs
     table 2  homes       the same bits in the other direction -> metadata = home
     table 3  fence       (home, port of its owner) -> 4; everything else that claims to be the VIP is dropped, counted
     table 4  close gate  FIN and RST pass only with the close mark; unmarked ones go to the controller, metered
@@ -14,18 +15,23 @@ withdrawn from the old owner and given to the new one. Its cost does not depend 
 
 Homes, groups and the fence know nothing of address families; each VIP has flows of its own family beside them.
 
+A service's data connections (`data_ports`, TCP and UDP) have flows of their own with the service's key, so that a
+bundle is in one slot; TCP ones pass the close gate like the service's port.
+
 Everything works while the controller is away: no flow expires, and finding a VIP's MAC needs no controller.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from controller.ownership import Ownership, SlotId
 from controller.ryu_adapter import DESCRIPTION, OFP, PARSER
-from state.configuration import Configuration, Vip
+from state import ports
+from state.configuration import Configuration, Service, Vip
 from state.messages import CLOSE_MARK
 
 COOKIE = 0x74616B65_00000000
@@ -39,7 +45,12 @@ ADMISSION, SLOTS, HOMES, FENCE, GATE, NEIGHBOURS, ADVERTISE = range(7)
 _GATE_METER = 1
 _GATE_PACKETS_PER_SECOND = 20_000
 _GROUP_ADD_OR_MOD = 0x8000  # OVS: OFPGC11_ADD_OR_MOD
-_ARP, _TCP = 0x0806, 6
+_ARP, _TCP, _UDP = 0x0806, 6, 17
+_OPPOSITE = {
+    f"{header}_{one}": f"{header}_{other}"
+    for header in ("ipv4", "ipv6", "tcp", "udp")
+    for one, other in (("src", "dst"), ("dst", "src"))
+}
 _FIN, _RST = 0x01, 0x04
 _SOLICITATION, _ADVERTISEMENT = 135, 136
 _TARGET_LINK_LAYER_ADDRESS = 2
@@ -223,14 +234,10 @@ def _gate(configuration: Configuration) -> list[Message]:
         for service in vip.services:
             if not service.protected:
                 continue
-            for flag in (_FIN, _RST):
-                match = {
-                    "eth_type": family.eth_type,
-                    "ip_proto": _TCP,
-                    family.source: vip.address,
-                    "tcp_src": service.port,
-                    "tcp_flags": (flag, flag),
-                }
+            sources = [match for match in _ports(service) if match["ip_proto"] == _TCP]
+            for source, flag in itertools.product(sources, (_FIN, _RST)):
+                from_vip = {"eth_type": family.eth_type, family.source: vip.address}
+                match = {**from_vip, **source, "tcp_flags": (flag, flag)}
                 to_controller = [PARSER.OFPInstructionMeter(_GATE_METER), _apply(_output(OFP.OFPP_CONTROLLER))]
                 flows.append(_flow(GATE, 200, match, to_controller, COOKIE_GATE))
     return flows
@@ -247,16 +254,20 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
     to_home = [_apply(*_consult(_ETH_DST), PARSER.OFPActionGroup(group))]
     to_fence = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
     from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP, _FIN_BIT, _RST_BIT)), *to_fence]
+    plain_from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP)), *to_fence]
     for service in vip.services:
-        ingress, egress = _slot_keys(vip, number)
-        to_service = {**to_vip, "ip_proto": _TCP, "tcp_dst": service.port, **ingress}
-        from_service = {**from_vip, "ip_proto": _TCP, "tcp_src": service.port, **egress}
-        flows.append(_flow(SLOTS, 100, to_service, to_home))
-        flows.append(_flow(HOMES, 100, from_service, from_home))
+        affinity = vip.affinity_of(service)
+        if affinity == "service" and number != 0:
+            continue
+        keys = _slot_keys(vip, affinity, number)
+        for source in _ports(service):
+            egress = {**from_vip, **source, **keys}
+            flows.append(_flow(SLOTS, 100, _turned(egress), to_home))
+            # Of a service that is all in one slot also what goes to multicast groups: its key does not look at where.
+            flows.append(_flow(HOMES, 100, egress, from_home if source["ip_proto"] == _TCP else plain_from_home))
     if number == 0:  # ping and path-MTU errors go to whoever has the first slot
         flows.append(_flow(SLOTS, 50, {**to_vip, "ip_proto": family.icmp}, to_home))
-        consulted = _apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP))
-        flows.append(_flow(HOMES, 50, {**from_vip, "ip_proto": family.icmp}, [consulted, *to_fence]))
+        flows.append(_flow(HOMES, 50, {**from_vip, "ip_proto": family.icmp}, plain_from_home))
     return flows
 
 
@@ -277,15 +288,30 @@ def _consult(*fields: tuple[str, int, int]) -> list[Any]:
     ]
 
 
-def _slot_keys(vip: Vip, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _ports(service: Service) -> list[dict[str, Any]]:
+    """The service's own port and those of its data connections, as matches on what a server sends."""
+    matches: list[dict[str, Any]] = [{"ip_proto": _TCP, "tcp_src": service.port}]
+    for run in service.data_ports:
+        protocol, field = (_TCP, "tcp_src") if run.transport == ports.TCP else (_UDP, "udp_src")
+        for value, mask in ports.blocks(run.first, run.last):
+            matches.append({"ip_proto": protocol, field: value if mask == 0xFFFF else (value, mask)})
+    return matches
+
+
+def _slot_keys(vip: Vip, affinity: str, number: int) -> dict[str, Any]:
+    """What tells a slot from the others, in what a server sends."""
     mask = vip.slots - 1
-    if mask == 0:
-        return {}, {}
-    if vip.affinity == "client":
+    if mask == 0 or affinity == "service":
+        return {}
+    if affinity == "client":
         family, address = _FAMILIES[vip.version], type(ipaddress.ip_address(vip.address))
-        low_bits = str(address(number)), str(address(mask))
-        return {family.source: low_bits}, {family.destination: low_bits}
-    return {"tcp_src": (number << 1, mask << 1)}, {"tcp_dst": (number << 1, mask << 1)}
+        return {family.destination: (str(address(number)), str(address(mask)))}
+    return {"tcp_dst": (number << 1, mask << 1)}
+
+
+def _turned(match: dict[str, Any]) -> dict[str, Any]:
+    """The same for the other direction."""
+    return {_OPPOSITE.get(field, field): value for field, value in match.items()}
 
 
 def home(configuration: Configuration, name: str, owner: Attachment | None) -> list[Message]:

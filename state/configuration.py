@@ -17,13 +17,15 @@ from pathlib import Path
 
 import yaml
 
+from state import ports
 from state.errors import ConfigurationError
+from state.ports import DataPorts
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _MAC = re.compile(r"^([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
 _IMPORT_PATH = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
-PROTOCOLS = ("http",)
-"""Those that are built in."""
+AFFINITIES = ("connection", "client", "service")
+"""What decides a connection's slot: bits of the client's port, bits of its address, or nothing: all are in slot 0."""
 LIMIT_HEADER_BYTES = 16 * 1024
 """Longest request header that may be configured: what was read of one is part of each checkpoint."""
 
@@ -49,10 +51,38 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """What the configuration need not say of a protocol that is built in."""
+
+    affinity: str | None = None
+    transport: str | None = None
+    """Of its data connections."""
+    data_ports: tuple[DataPorts, ...] = ()
+
+
+PROTOCOLS = {
+    "http": Protocol(),
+    "ftp": Protocol("client", ports.TCP, (DataPorts(20, 20, ports.TCP), DataPorts(40960, 45055, ports.TCP))),
+    "rtsp": Protocol("service", ports.UDP, (DataPorts(5004, 5005, ports.UDP),)),
+}
+"""Those that are built in."""
+
+
+@dataclass(frozen=True)
 class Service:
     port: int
     protocol: str
     protected: bool = True
+    affinity: str | None = None
+    """None: its VIP's."""
+    data_ports: tuple[DataPorts, ...] = ()
+    """Local ports of its protocol's data connections, those that a server opens and those that a client opens."""
+
+    def has(self, port: int, transport: str = ports.TCP) -> bool:
+        """Is this one of its ports?"""
+        if port == self.port and transport == ports.TCP:
+            return True
+        return any(run.transport == transport and port in run.numbers for run in self.data_ports)
 
 
 @dataclass(frozen=True)
@@ -61,12 +91,20 @@ class Vip:
     mac: str
     services: tuple[Service, ...]
     affinity: str = "connection"
+    """Of those services that have none of their own."""
     slots: int = 64
 
     @property
     def version(self) -> int:
         """Of the Internet Protocol: 4 or 6."""
         return ipaddress.ip_address(self.address).version
+
+    def service(self, port: int, transport: str = ports.TCP) -> Service | None:
+        """The service that a local port belongs to, as its own port or as that of a data connection."""
+        return next((service for service in self.services if service.has(port, transport)), None)
+
+    def affinity_of(self, service: Service | None) -> str:
+        return (service.affinity if service is not None else None) or self.affinity
 
 
 @dataclass(frozen=True)
@@ -211,6 +249,16 @@ class _Checker:
             self.problem(node, path, problem)
         return name
 
+    def affinity(self, node: yaml.Node | None, path: str) -> str:
+        return self.text(node, path, AFFINITIES.__contains__, f"one of {', '.join(AFFINITIES)}")
+
+    def ports(self, node: yaml.Node, path: str, transport: str | None) -> DataPorts | None:
+        try:
+            return ports.read(str(node.value), transport)
+        except ValueError as error:
+            self.problem(node, path, str(error))
+            return None
+
     def listen(self, node: yaml.Node | None, path: str, default: Address | None = None) -> Address:
         if node is None:
             return default or Address("", 0)
@@ -307,20 +355,11 @@ def _agents(check: _Checker, node: yaml.Node | None) -> Address:
 
 def _vip(check: _Checker, node: yaml.Node, path: str) -> Vip:
     fields = check.mapping(node, path, ("address", "services"), ("mac", "affinity", "slots"))
+    affinity = check.affinity(fields.get("affinity"), f"{path}.affinity") or "connection"
     services = []
     for i, entry in enumerate(check.sequence(fields.get("services"), f"{path}.services")):
-        place = f"{path}.services[{i}]"
-        service = check.mapping(entry, place, ("port", "protocol"), ("protected",))
-        services.append(
-            Service(
-                check.integer(service.get("port"), f"{place}.port", 1, 65535, 0),
-                check.protocol(service.get("protocol"), f"{place}.protocol"),
-                check.boolean(service.get("protected"), f"{place}.protected", True),
-            )
-        )
-    ports = [service.port for service in services if service.port]
-    if len(set(ports)) != len(ports):
-        check.problem(fields.get("services"), f"{path}.services", "a port appears twice")
+        services.append(_service(check, entry, f"{path}.services[{i}]", affinity))
+    _check_ports(check, fields.get("services"), f"{path}.services", services)
     slots = check.integer(fields.get("slots"), f"{path}.slots", 1, 256, 64)
     if slots & (slots - 1):
         check.problem(fields.get("slots"), f"{path}.slots", f"{slots} is not a power of two")
@@ -332,12 +371,46 @@ def _vip(check: _Checker, node: yaml.Node, path: str) -> Vip:
         if mac is not None
         else _vip_mac(address),
         services=tuple(services),
-        affinity=check.text(
-            fields.get("affinity"), f"{path}.affinity", ("connection", "client").__contains__, "connection or client"
-        )
-        or "connection",
+        affinity=affinity,
         slots=slots,
     )
+
+
+def _service(check: _Checker, node: yaml.Node, path: str, vip_affinity: str) -> Service:
+    fields = check.mapping(node, path, ("port", "protocol"), ("protected", "affinity", "data_ports"))
+    protocol = check.protocol(fields.get("protocol"), f"{path}.protocol")
+    known = PROTOCOLS.get(protocol, Protocol())
+    affinity = check.affinity(fields.get("affinity"), f"{path}.affinity") or known.affinity
+    runs = known.data_ports
+    if "data_ports" in fields:
+        entries = check.sequence(fields["data_ports"], f"{path}.data_ports")
+        found = [check.ports(entry, f"{path}.data_ports[{i}]", known.transport) for i, entry in enumerate(entries)]
+        runs = tuple(run for run in found if run is not None)
+    if runs and (affinity or vip_affinity) == "connection":
+        sentence = "must be client or service: data connections have ports of their own"
+        check.problem(fields.get("affinity", node), f"{path}.affinity", sentence)
+    return Service(
+        check.integer(fields.get("port"), f"{path}.port", 1, 65535, 0),
+        protocol,
+        check.boolean(fields.get("protected"), f"{path}.protected", True),
+        affinity,
+        runs,
+    )
+
+
+def _check_ports(check: _Checker, node: yaml.Node | None, path: str, services: list[Service]) -> None:
+    """Every port belongs to one service."""
+    own = [service.port for service in services if service.port]
+    if len(set(own)) != len(own):
+        check.problem(node, path, "a port appears twice")
+    runs = [run for service in services for run in service.data_ports]
+    for i, run in enumerate(runs):
+        for other in runs[:i]:
+            if run.overlaps(other):
+                check.problem(node, path, f"data ports {run} and {other} overlap")
+        for port in own:
+            if run.transport == ports.TCP and port in run.numbers:
+                check.problem(node, path, f"data ports {run} contain port {port} of a service")
 
 
 def _vip_mac(address: str) -> str:

@@ -35,6 +35,7 @@ LIMIT_SECTIONS = 16
 
 _PREFIX = struct.Struct("!3sBI")
 
+UInt16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 UInt32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 UInt63 = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
 Port = Annotated[int, Meta(ge=1, le=0xFFFF)]
@@ -91,6 +92,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """Identifier of the object being sent, empty when there is none."""
     object_first: UInt32 = 0
     """Sequence number of byte 0 of that object (a range that starts later extrapolates backwards)."""
+    bundle: Annotated[str, Meta(max_length=128)] = ""
+    """Id of the control connection if this one belongs to a bundle, or is its control connection; else empty."""
 
 
 class Section(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -1,4 +1,4 @@
-"""The sections that the stack's own layers append to a data block: `tcp` and `stream`.
+"""The sections that the stack's own layers append to a data block: `tcp`, `stream` and `bundle`.
 
 `tcp` is what the kernel needs to recreate the connection. `stream` says what the bytes of the connection *are*: a list
 of extents, each either literal bytes or a run of an object's bytes, in the order in which they are sent, and labels, by
@@ -11,17 +11,22 @@ sequence number of position p is (ISS + 1 + p) mod 2**32.
 
 from __future__ import annotations
 
-from typing import Annotated
+import ipaddress
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from state.datablock import Header, UInt32, UInt63
+from state.datablock import Header, UInt16, UInt32, UInt63
 from state.errors import CheckpointRefused
 
 TCP = "tcp"
 STREAM = "stream"
+BUNDLE = "bundle"
+CONTROL = "control"
 LIMIT_EXTENTS = 256
+LIMIT_PARAMETERS = 1024
+LIMIT_PARTS = 64
 _SEQUENCE_SPACE = 1 << 32
 
 
@@ -54,6 +59,9 @@ class ObjectRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     size: UInt63
     mtime_ns: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
     digest: Annotated[bytes, Meta(max_length=32)]
+    parameters: Annotated[bytes, Meta(max_length=LIMIT_PARAMETERS)] = b""
+    """Not empty: the object is computed from the file and these, by the protocol that planned it. `size` is the
+    object's own; modification time and digest are the file's."""
 
 
 class Extent(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -164,3 +172,41 @@ class StreamSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
             raise CheckpointRefused("object", f"{header.object} is not in the stream")
         if header.object_first not in firsts:
             raise CheckpointRefused("object_first", f"{header.object_first} is not where the stream has the object")
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One of a bundle's connections beside the control connection (claims 4-7)."""
+
+    role: Annotated[str, Meta(min_length=1, max_length=32)]
+    """The protocol's own word for it: `data`, `rtp`, ..."""
+    transport: Literal["tcp", "udp", "udp-multicast"]
+    local_port: UInt16
+    remote_address: Annotated[str, Meta(max_length=64)] = ""
+    """Empty while a client is awaited."""
+    remote_port: UInt16 = 0
+
+
+class BundleSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Which bundle a connection belongs to; of the control connection also what else the bundle consists of."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=128)]
+    """The control connection's id."""
+    role: Annotated[str, Meta(min_length=1, max_length=32)]
+    """`control`, or the part's."""
+    parts: Annotated[list[Part], Meta(max_length=LIMIT_PARTS)]
+
+    def check(self, connection: str) -> None:
+        """Raises `CheckpointRefused` where the section of this connection contradicts itself."""
+        if (self.role == CONTROL) != (self.id == connection):
+            raise CheckpointRefused("bundle", f"{connection} cannot be {self.role} of {self.id}")
+        for part in self.parts:
+            if part.role == CONTROL:
+                raise CheckpointRefused("bundle", "a part cannot be the control connection")
+            if not part.remote_address:
+                continue
+            try:
+                ipaddress.ip_address(part.remote_address)
+            except ValueError:
+                raise CheckpointRefused("bundle", f"{part.remote_address} is not an address") from None
+            if not part.remote_port or not part.local_port:
+                raise CheckpointRefused("bundle", "a part has an address and no port")

@@ -59,11 +59,12 @@ class Lab:
         both: bool = False,
         serving: dict[str, object] | None = None,
         detection: dict[str, object] | None = None,
-        services: Mapping[int | str, str] | None = None,
+        services: Mapping[int | str, str | Mapping[str, object]] | None = None,
     ) -> None:
         """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection.
         `serving`, `detection`: fields of the configuration's parts of those names. `services`: protocols by port,
-        beside HTTP on port 80, for example `{7000: "mypackage.module:KIND"}`.
+        beside HTTP on port 80, for example `{7000: "mypackage.module:KIND"}`, or instead of the protocol's name all
+        of the configuration's fields of that service.
         """
         if servers < 1 or clients < 1 or servers > 32 or clients > 32:
             raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
@@ -164,7 +165,8 @@ class Lab:
         if self._both:
             services += ", {port: 81, protocol: http, protected: false}"
         for port, protocol in self._services.items():
-            services += f", {{port: {port}, protocol: {json.dumps(protocol)}}}"
+            fields = {"protocol": protocol} if isinstance(protocol, str) else protocol
+            services += f", {json.dumps({'port': int(port), **fields})}"
         text = f"""# Made by the lab.
 switch: {{bridge: {vip.BRIDGE}, listen: "127.0.0.1:6653"}}
 agents: {{listen: "{_CONTROLLER}:{_AGENTS_PORT}"}}

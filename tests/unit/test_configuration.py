@@ -164,7 +164,7 @@ def test_listening_addresses_may_be_ipv6() -> None:
         ("agents:\n  listen: 10.0.0.1:6700", "agents: 5", "c.yaml:4: agents: must be a mapping"),
         ("address: 10.0.0.100", "address: 10.0.0.256", "c.yaml:7: vips[0].address: '10.0.0.256' is not an IP address"),
         ("02:00:00:00:01:00", "02:00:00:00:01", "c.yaml:8: vips[0].mac: "),
-        ("affinity: client", "affinity: server", "c.yaml:9: vips[0].affinity: 'server' is not connection or client"),
+        ("affinity: client", "affinity: server", "c.yaml:9: vips[0].affinity: 'server' is not one of connection, c"),
         ("slots: 128", "slots: 100", "c.yaml:10: vips[0].slots: 100 is not a power of two"),
         ("slots: 128", "slots: 512", "c.yaml:10: vips[0].slots: '512' is not a number from 1 to 256"),
         ("slots: 128", "slots: 0", "c.yaml:10: vips[0].slots: "),
@@ -230,6 +230,68 @@ def test_an_empty_list_is_a_mistake(top: str) -> None:
     end = next(i for i in range(start + 1, len(lines)) if lines[i][0] not in " -")
     (problem,) = problems("".join([*lines[:start], f"{top}: []\n", *lines[end:]]))
     assert problem == f"c.yaml:{start + 1}: {top}: must be a list with at least one entry"
+
+
+# --- services of several connections ---
+def services(*entries: str) -> str:
+    """The example with these services, from line 12 on."""
+    start, end = EXAMPLE.index("      - port: 80"), EXAMPLE.index("servers:\n")
+    return EXAMPLE[:start] + "".join(f"      - {entry}\n" for entry in entries) + EXAMPLE[end:]
+
+
+def test_what_a_protocol_is_known_to_need_may_be_left_out() -> None:
+    (vip,) = parse(services("{port: 21, protocol: ftp}", "{port: 554, protocol: rtsp}")).vips
+    ftp, rtsp = vip.services
+    assert (vip.affinity_of(ftp), vip.affinity_of(rtsp), vip.affinity_of(None)) == ("client", "service", "client")
+    assert [str(run) for run in ftp.data_ports] == ["20/tcp", "40960-45055/tcp"]
+    assert [str(run) for run in rtsp.data_ports] == ["5004-5005/udp"]
+
+
+def test_data_ports_and_affinity_as_they_are_written() -> None:
+    own = "{port: 7000, protocol: 'a.b:KIND', affinity: service, data_ports: [7001/tcp, 7000-7009/udp]}"
+    (vip,) = parse(services("{port: 80, protocol: http}", own)).vips
+    web, service = vip.services
+    assert vip.affinity_of(web) == "client"
+    assert service.affinity == "service"
+    assert [str(run) for run in service.data_ports] == ["7001/tcp", "7000-7009/udp"]
+    assert [vip.service(port) for port in (80, 7000, 7001, 7002)] == [web, service, service, None]
+    assert [vip.service(port, "udp") for port in (80, 7000, 7009, 7010)] == [None, service, service, None]
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        (
+            ["{port: 21, protocol: ftp, data_ports: [x]}"],
+            "c.yaml:12: vips[0].services[0].data_ports[0]: 'x' is not PORT",
+        ),
+        (["{port: 21, protocol: ftp, data_ports: 20}"], "c.yaml:12: vips[0].services[0].data_ports: must be a list"),
+        (["{port: 21, protocol: ftp, data_ports: [9-8]}"], "services[0].data_ports[0]: '9-8' must go up from 1"),
+        (["{port: 9, protocol: 'a:B', data_ports: [10]}"], "services[0].data_ports[0]: '10': say /tcp or /udp"),
+        (
+            ["{port: 21, protocol: ftp, affinity: connection}"],
+            "c.yaml:12: vips[0].services[0].affinity: must be client",
+        ),
+        (
+            ["{port: 21, protocol: ftp, affinity: port}"],
+            "services[0].affinity: 'port' is not one of connection, client,",
+        ),
+        (["{port: 20, protocol: ftp}"], "vips[0].services: data ports 20/tcp contain port 20 of a service"),
+        (["{port: 80, protocol: http}", "{port: 21, protocol: ftp, data_ports: [70-90]}"], "70-90/tcp contain port 80"),
+        (["{port: 21, protocol: ftp, data_ports: [5-9, 9]}"], "data ports 9/tcp and 5-9/tcp overlap"),
+        (["{port: 21, protocol: ftp}", "{port: 22, protocol: ftp}"], "data ports 20/tcp and 20/tcp overlap"),
+    ],
+)
+def test_what_is_wrong_with_data_ports_is_named(entries: list[str], problem: str) -> None:
+    found = problems(services(*entries))
+    assert any(problem in each for each in found), found
+
+
+def test_data_ports_without_affinity_of_their_own_are_a_mistake_where_the_vip_goes_by_connection() -> None:
+    own = services("{port: 9, protocol: 'a:B', data_ports: [10/tcp]}")
+    (problem,) = problems(own.replace("affinity: client", "affinity: connection"))
+    assert "services[0].affinity: must be client or service" in problem
+    assert parse(own).vips[0].services[0].affinity is None
 
 
 # --- what no single field can say ---
