@@ -117,6 +117,23 @@ class Connections:
         response.media = views.connection_in_full(name, record)
 
 
+class Bundles:
+    def __init__(self, runtime: Runtime) -> None:
+        self._collector = runtime.conductor.collector
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        page: Page[str] = Page(request)
+        chosen, next_ = page.of(self._collector.bundles())
+        records = [(name, self._collector.get(name)) for name in chosen]
+        _list(response, [views.bundle(name, record) for name, record in records if record is not None], next_)
+
+    def on_get_one(self, request: falcon.Request, response: falcon.Response, name: str) -> None:
+        record = self._collector.get(name)
+        if record is None or record.header.bundle != name:
+            raise falcon.HTTPNotFound(description=f"there is no bundle {name}")
+        response.media = views.bundle(name, record)
+
+
 class Takeovers:
     def __init__(self, runtime: Runtime) -> None:
         self._history = runtime.conductor.history
@@ -218,11 +235,14 @@ def application(runtime: Runtime) -> falcon.App[falcon.Request, falcon.Response]
     app.set_error_serializer(_problem)
     app.add_error_handler(Exception, _unexpected)
     servers, connections, takeovers = Servers(runtime), Connections(runtime), Takeovers(runtime)
+    bundles = Bundles(runtime)
     app.add_route("/v1/servers", servers)
     app.add_route("/v1/servers/{name}", servers, suffix="one")
     app.add_route("/v1/vips", Vips(runtime))
     app.add_route("/v1/connections", connections)
     app.add_route("/v1/connections/{name}", connections, suffix="one")
+    app.add_route("/v1/bundles", bundles)
+    app.add_route("/v1/bundles/{name}", bundles, suffix="one")
     app.add_route("/v1/takeovers", takeovers)
     app.add_route("/v1/takeovers/{number:int(min=1)}", takeovers, suffix="one")
     app.add_route("/v1/events", Events(runtime))

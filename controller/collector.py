@@ -1,8 +1,9 @@
 """The checkpoints of all connections, as the controller knows them: taken in, indexed by who is responsible.
 
 A block is accepted when it is well formed (`state.datablock`), comes from the server that it names, in that server's
-present life, and is not older than what is known. *Responsible* is the server that has the connection or is taking it
-over; until a new owner has made its own checkpoint, the old owner's block remains the connection's state.
+present life, and is not older than what is known. Of a bundle's blocks in one message all are accepted or none: they
+speak of each other. *Responsible* is the server that has the connection or is taking it over; until a new owner has
+made its own checkpoint, the old owner's block remains the connection's state.
 
 A connection belongs to a *share*. Every server has a share of its own, with the connections that live there, and those
 that it took over from others. A takeover gives whole shares to the heir, so that its cost does not depend on the number
@@ -66,34 +67,48 @@ class Collector:
         self._records: dict[str, Record] = {}
         self._shares: dict[str, list[_Share]] = {}
         """Of each server; the first is its own."""
+        self._bundles: dict[str, None] = {}
         self.refused: Counter[str] = Counter()
         """Blocks that were refused, by field."""
         self.taken = 0
         self.taken_bytes = 0
 
     def take(self, server: str, incarnation: int, blocks: Iterable[bytes], received_ns: int = 0) -> Intake:
-        """Blocks that a server sent. Those that are refused are counted; the others stand."""
+        """The blocks of one message of a server. Those that are refused are counted; the others stand, except of a
+        bundle of which one was refused."""
         intake = Intake([], [])
         share = self._own(server)
+        good: list[tuple[Header, bytes]] = []
+        newest: dict[str, Header] = {}
+        torn: set[str] = set()
         for block in blocks:
+            bundle = ""
             try:
                 header = decode_header(block)
-                name = header.connection.id
+                bundle, name = header.bundle, header.connection.id
                 known = self._records.get(name)
-                _check(server, incarnation, header, known.header if known is not None else None)
+                before = newest.get(name) or (known.header if known is not None else None)
+                _check(server, incarnation, header, before)
             except CheckpointRefused as error:
-                self.refused[error.field] += 1
-                intake.refused.append(error)
+                self._refuse(error, intake)
+                torn.add(bundle)
                 continue
-            if known is not None and known.share is share:
-                known.header, known.block, known.received_ns = header, block, received_ns
-            else:
-                self._remove(name)
-                self._put(name, header, block, share, received_ns)
+            newest[name] = header
+            good.append((header, block))
+        for header, block in good:
+            if header.bundle and header.bundle in torn:
+                self._refuse(CheckpointRefused("bundle", f"another block of {header.bundle} was refused"), intake)
+                continue
+            name = header.connection.id
+            self._put(name, header, block, share, received_ns)
             self.taken += 1
             self.taken_bytes += len(block)
             intake.accepted.append((name, server, block))
         return intake
+
+    def _refuse(self, error: CheckpointRefused, intake: Intake) -> None:
+        self.refused[error.field] += 1
+        intake.refused.append(error)
 
     def _own(self, server: str) -> _Share:
         return self._all(server)[0]
@@ -111,15 +126,25 @@ class Collector:
         return shares[-1]
 
     def _put(self, name: str, header: Header, block: bytes, share: _Share, received_ns: int) -> None:
-        record = Record(header, block, share, self._slot_of(header.connection), received_ns)
-        self._records[name] = share.records[name] = record
-        if record.slot is not None:
-            share.slots[record.slot] += 1
+        record = self._records.get(name)
+        if record is not None and record.share is share:
+            record.header, record.block, record.received_ns = header, block, received_ns
+        else:
+            self._remove(name)
+            record = Record(header, block, share, self._slot_of(header.connection), received_ns)
+            self._records[name] = share.records[name] = record
+            if record.slot is not None:
+                share.slots[record.slot] += 1
+        if header.bundle == name:
+            self._bundles[name] = None
+        else:
+            self._bundles.pop(name, None)
 
     def _remove(self, name: str) -> None:
         record = self._records.pop(name, None)
         if record is None:
             return
+        self._bundles.pop(name, None)
         share, slot = record.share, record.slot
         del share.records[name]
         if slot is not None:
@@ -133,7 +158,6 @@ class Collector:
         """A block from the store, at the start. Raises `CheckpointRefused`."""
         header = decode_header(block)
         name = header.connection.id
-        self._remove(name)
         share = self._own(server) if header.server == server else self._taken_over(server)
         self._put(name, header, block, share, 0)
 
@@ -157,7 +181,6 @@ class Collector:
 
     def reassign_one(self, name: str, heir: str) -> None:
         record = self._records[name]
-        self._remove(name)
         self._put(name, record.header, record.block, self._taken_over(heir), record.received_ns)
 
     def get(self, name: str) -> Record | None:
@@ -188,6 +211,10 @@ class Collector:
 
     def names(self) -> list[str]:
         return list(self._records)
+
+    def bundles(self) -> list[str]:
+        """Ids of the bundles, which are those of their control connections."""
+        return list(self._bundles)
 
     def __len__(self) -> int:
         return len(self._records)

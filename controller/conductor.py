@@ -23,16 +23,24 @@ from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide
 from controller.ownership import Ownership
 from controller.steering import Attachment
 from controller.takeover import History, Phase, Takeover
+from dataplane import segment
 from state import messages
 from state.configuration import Configuration
 from state.datablock import FourTuple
+from state.errors import SegmentMalformed
 from state.messages import Message
 
+_ETHERNET = 14
 NO_BACKUP = "no backup came up"
 WAIT_FOR_BACKUP = 60.0
 """Seconds that the connections of a dead server wait for any server to come up; a client's TCP waits longer."""
 RECOVERY_GRACE = 1.0
 """After its own restart the controller waits so long for the agents that it knew before it calls them dead."""
+
+INHERITING_LIMIT = 5.0
+"""Seconds after its beginning in which a takeover's heir refuses nobody."""
+INHERITED_GRACE = 0.1
+"""Seconds after a takeover in which a packet of its heir's kernel, sent before, may still reach the controller."""
 
 
 # --- actions ---
@@ -143,6 +151,8 @@ class Conductor:
         self._number = 0
         self._active: dict[int, Takeover] = {}
         self._recovering: dict[str, float] = {}
+        self._inherited: dict[str, float] = {}
+        """When a server had last finished a takeover."""
 
     # --- the controller's own restart ---
     def saved(self) -> Persist:
@@ -329,7 +339,8 @@ class Conductor:
                 if owner in self.servers and self.servers[owner].backup == name:
                     self.servers[owner].unready = unready
             server.lag_most = max(server.lag_most, message.lag)
-            return []
+            survived = self.gate.alive(name, lambda connection: self.collector.get(connection) is not None)
+            return [SendToSwitch(steering.forward(held.in_port, held.packet)) for held in survived]
         if isinstance(message, messages.Prepared):
             if message.owner in self.servers:
                 self.servers[message.owner].unready = message.unready
@@ -495,6 +506,7 @@ class Conductor:
         actions.append(Drop(gone))
         if takeover.phase is Phase.DONE:
             del self._active[takeover.number]
+            self._inherited[name] = now
             actions += self._announce_takeover(takeover)
         return actions
 
@@ -529,13 +541,29 @@ class Conductor:
         """A FIN or RST without the close mark reached the controller."""
         sender = next((s for s in self.servers.values() if s.port == in_port), None)
         record = self.collector.get(connection.id)
-        decision = decide(record, sender.name if sender else None, sender.up if sender else False)
+        name = sender.name if sender else None
+        decision = decide(
+            record,
+            name,
+            sender.up if sender else False,
+            refusal=_is_refusal(packet),
+            inheriting=name is not None and self._inherits(name, now),
+        )
         if decision is Decision.HOLD:
             assert sender is not None
-            self.gate.hold(Held(connection.id, sender.name, in_port, packet, now + HOLD_SECONDS))
+            until, known = now + HOLD_SECONDS, record is not None
+            self.gate.hold(Held(connection.id, sender.name, in_port, packet, until, known))
             return []
         self.gate.counts[decision.value] += 1
         return [SendToSwitch(steering.forward(in_port, packet))] if decision is Decision.FORWARD else []
+
+    def _inherits(self, name: str, now: float) -> bool:
+        """Does this server take over another, or did it just now? What its kernel said before may be seen after.
+
+        Not for as long as a silent client is waited for: whoever is told of a port to connect to speaks.
+        """
+        active = any(t.heir == name and now < t.detected + INHERITING_LIMIT for t in self._active.values())
+        return active or now < self._inherited.get(name, 0.0) + INHERITED_GRACE
 
     # --- events for the API ---
     def _announce_server(self, server: ServerState) -> Announce:
@@ -553,3 +581,12 @@ class Conductor:
 
 def _backup(backup: str, owner: str, blocks: list[bytes]) -> list[Action]:
     return [Send(backup, messages.Backup(owner, portion)) for portion in messages.portions(blocks)]
+
+
+def _is_refusal(frame: bytes) -> bool:
+    """Does it answer a SYN with RST (RFC 9293, 3.10.7.1)? `frame`: from the Ethernet header on."""
+    try:
+        found = segment.parse(frame[_ETHERNET:])
+    except SegmentMalformed:
+        return False
+    return found.flags & (segment.RST | segment.ACK) == segment.RST | segment.ACK and found.seq == 0

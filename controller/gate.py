@@ -2,17 +2,24 @@
 
 An agent marks every close of its own, so an unmarked one is the kernel's doing: the process is dying (FIN, or RST if
 unread data waited), or a backup's kernel has no socket yet for a connection that it is about to get. Neither may reach
-a client whose connection the shared state knows. Unknown connections nobody can take over: theirs goes on at once.
+a client whose connection the shared state knows.
 
 There is one honest case: somebody destroyed the socket of a live agent (`ss -K`). Then the agent says that the
 connection is over. So the gate *holds* a known connection's packet for a moment, and lets it go when its server says
 so.
+
+A connection that nobody knows cannot be taken over: what its server's kernel says goes on. But not at once where it
+*refuses*, answers a SYN with RST. The server's process may have died a moment ago, and a client that is refused does
+not ask again. So a refusal is held until its server proves alive by heartbeats; if it is dead, the client's SYN comes
+again and finds the backup. And while a server takes over, it is dropped: its kernel refuses also whoever connects to a
+port that a protocol is about to open again there (a bundle's passive port).
 """
 
 from __future__ import annotations
 
 import enum
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from controller.collector import Record
@@ -20,6 +27,8 @@ from controller.collector import Record
 HOLD_LIMIT = 4096
 """Packets held at most; more are dropped."""
 HOLD_SECONDS = 1.0
+PROOF_BEATS = 2
+"""So many heartbeats after the packet prove that its server lives: one may have been on its way before."""
 
 
 class Decision(enum.Enum):
@@ -35,14 +44,21 @@ class Held:
     in_port: int
     packet: bytes
     until: float
+    known: bool = True
+    """The shared state knows the connection. Else heartbeats of the server let the packet go."""
 
 
-def decide(record: Record | None, sender: str | None, sender_is_up: bool) -> Decision:
-    """`sender`: whose switch port the packet came in by."""
+def decide(
+    record: Record | None, sender: str | None, sender_is_up: bool, *, refusal: bool = False, inheriting: bool = False
+) -> Decision:
+    """`sender`: whose switch port the packet came in by. `refusal`: it answers a SYN. `inheriting`: the sender takes
+    another server over, or did so just now."""
     if sender is None or not sender_is_up:
         return Decision.DROP
     if record is None:
-        return Decision.FORWARD
+        if not refusal:
+            return Decision.FORWARD
+        return Decision.DROP if inheriting else Decision.HOLD
     if record.responsible == sender and record.settled:
         return Decision.HOLD
     return Decision.DROP
@@ -53,6 +69,9 @@ class Gate:
 
     def __init__(self) -> None:
         self._held: dict[str, Held] = {}
+        self._beats: Counter[str] = Counter()
+        self._waiting: dict[str, deque[tuple[int, Held]]] = {}
+        """Packets of unknown connections by server, with the heartbeat that lets them go."""
         self.counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -65,6 +84,26 @@ class Gate:
         self._held.pop(held.connection, None)  # the newest goes to the end: `expire` relies on the order
         if len(self._held) < HOLD_LIMIT:
             self._held[held.connection] = held
+            if not held.known:
+                due = self._beats[held.server] + PROOF_BEATS
+                self._waiting.setdefault(held.server, deque()).append((due, held))
+
+    def alive(self, server: str, is_known: Callable[[str], bool]) -> list[Held]:
+        """A heartbeat came: packets of unknown connections that its server has survived go on. What became known
+        meanwhile is another connection of the same name: a packet from before is not its end."""
+        self._beats[server] += 1
+        waiting, released = self._waiting.get(server), []
+        while waiting and waiting[0][0] <= self._beats[server]:
+            _, held = waiting.popleft()
+            if self._held.get(held.connection) is not held:
+                continue
+            del self._held[held.connection]
+            if is_known(held.connection):
+                self.counts[Decision.DROP.value] += 1
+            else:
+                released.append(held)
+        self.counts[Decision.FORWARD.value] += len(released)
+        return released
 
     def closed(self, server: str, connections: list[str]) -> list[Held]:
         """The server says that these are over: their packets go on."""
@@ -85,6 +124,7 @@ class Gate:
 
     def dead(self, server: str) -> None:
         """The server failed: nothing of it reaches a client."""
+        self._waiting.pop(server, None)
         gone = [name for name, held in self._held.items() if held.server == server]
         for name in gone:
             del self._held[name]

@@ -36,6 +36,7 @@ class _State(Collector):
             delay.add_metric([name], server.lag_most)
             server.lag_most = 0.0
         yield from (up, count, age, delay)
+        yield GaugeMetricFamily("takeover_bundles", "Bundles of connections", len(conductor.collector.bundles()))
         causes = CounterMetricFamily("takeover_takeovers", "Takeovers by cause", labels=["cause"])
         fates = CounterMetricFamily("takeover_moved_connections", "Connections by fate", labels=["fate"])
         totals: dict[str, int] = {}

@@ -192,35 +192,38 @@ class Runtime:
 
     def _take(self, link: AgentLink, name: str, stores: list[messages.Store]) -> None:
         """Several `Store`s in one commit, in portions that do not hold the loop up."""
-        blocks: list[bytes] = []
-        number = None
+        portion: list[tuple[Sequence[bytes], int | None]] = []
+        room = messages.PORTION_BLOCKS
         for store in stores:
-            if blocks and len(blocks) + len(store.blocks) > messages.PORTION_BLOCKS:
-                self._keep(link, name, blocks, number)
-                eventlet.sleep(0)
-                blocks = []
-            blocks += store.blocks
-            number = store.number
-            while len(blocks) > messages.PORTION_BLOCKS:
-                self._keep(link, name, blocks[: messages.PORTION_BLOCKS], None)
-                eventlet.sleep(0)
-                del blocks[: messages.PORTION_BLOCKS]
-        if stores:
-            self._keep(link, name, blocks, number)
+            for start in range(0, max(1, len(store.blocks)), messages.PORTION_BLOCKS):
+                blocks = store.blocks[start : start + messages.PORTION_BLOCKS]
+                if portion and len(blocks) > room:
+                    self._keep(link, name, portion)
+                    eventlet.sleep(0)
+                    portion, room = [], messages.PORTION_BLOCKS
+                last = start + len(blocks) == len(store.blocks)
+                portion.append((blocks, store.number if last else None))
+                room -= len(blocks)
+        if portion:
+            self._keep(link, name, portion)
 
-    def _keep(self, link: AgentLink, name: str, blocks: list[bytes], number: int | None) -> None:
-        """`number`: of the last `Store` that is kept whole with these blocks."""
+    def _keep(self, link: AgentLink, name: str, portion: list[tuple[Sequence[bytes], int | None]]) -> None:
+        """Blocks of each message, and its number if they are its last."""
         if link.closed:
             return  # fenced while its last words were being taken in
         life = self.conductor.servers[name].incarnation
-        intake = self.conductor.collector.take(name, life, blocks, time.time_ns())
+        accepted: list[tuple[str, str, bytes]] = []
+        for blocks, _ in portion:
+            intake = self.conductor.collector.take(name, life, blocks, time.time_ns())
+            accepted += intake.accepted
+            for refused in intake.refused:
+                _log.warning("%s: %s", name, refused)
         self.conductor.detector.heard(name, time.monotonic())
-        for refused in intake.refused:
-            _log.warning("%s: %s", name, refused)
-        self._store.put(intake.accepted)
-        if number is not None:
-            link.send(messages.Stored(number))
-        self.perform(self.conductor.stored(name, intake.accepted))
+        self._store.put(accepted)
+        whole = [number for _, number in portion if number is not None]
+        if whole:
+            link.send(messages.Stored(whole[-1]))
+        self.perform(self.conductor.stored(name, accepted))
 
     def agent_refused(self) -> None:
         self.errors["agent message"] += 1

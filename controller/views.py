@@ -9,9 +9,10 @@ from typing import Any
 from controller.collector import Record
 from controller.conductor import Conductor, ServerState
 from controller.takeover import Takeover
-from state.datablock import DataBlock
+from state.datablock import DataBlock, FourTuple
+from state.errors import CheckpointRefused
 from state.messages import Comparison
-from state.sections import STREAM, TCP, Label, StreamSection, TcpSection
+from state.sections import BUNDLE, CONTROL, STREAM, TCP, BundleSection, Label, Part, StreamSection, TcpSection
 
 View = dict[str, Any]
 
@@ -51,7 +52,13 @@ def vip(conductor: Conductor, index: int) -> View:
         "slots": configured.slots,
         "owners": owners,
         "services": [
-            {"port": service.port, "protocol": service.protocol, "protected": service.protected}
+            {
+                "port": service.port,
+                "protocol": service.protocol,
+                "protected": service.protected,
+                "affinity": configured.affinity_of(service),
+                "data_ports": [str(run) for run in service.data_ports],
+            }
             for service in configured.services
         ],
     }
@@ -86,6 +93,46 @@ def connection(name: str, record: Record) -> View:
             "object_first": header.object_first if header.object else None,
             "bytes": len(record.block),
         },
+        "bundle": _bundle_of(record),
+    }
+
+
+def _bundle_of(record: Record) -> View | None:
+    """Which bundle a connection belongs to, as what; of a control connection also the parts."""
+    if not record.header.bundle:
+        return None
+    try:
+        section = DataBlock.decode(record.block).section(BUNDLE, BundleSection)
+    except CheckpointRefused:  # only headers are checked when blocks are taken in
+        return {"id": record.header.bundle, "role": None, "parts": None}
+    parts = [_part(record, part) for part in section.parts] if section.role == CONTROL else None
+    return {"id": section.id, "role": section.role, "parts": parts}
+
+
+def _part(record: Record, part: Part) -> View:
+    """`connection` is the id of a TCP part's own checkpoint; None for UDP, and while its client is awaited."""
+    view: View = {field: getattr(part, field) for field in Part.__struct_fields__}
+    view["connection"] = None
+    if part.transport == "tcp" and part.remote_address:
+        remote = ipaddress.ip_address(part.remote_address).packed
+        source = record.header.connection.source
+        view["connection"] = FourTuple(source, part.local_port, remote, part.remote_port).id
+    return view
+
+
+def bundle(name: str, record: Record) -> View:
+    """A bundle as one thing: its control connection and its parts."""
+    header = record.header
+    shown = _bundle_of(record)
+    assert shown is not None
+    return {
+        "id": name,
+        "server": record.responsible,
+        "state": "established" if record.settled else "unready",
+        "protocol": header.protocol,
+        "epoch": header.epoch,
+        "client": str(ipaddress.ip_address(header.connection.destination)),
+        "parts": shown["parts"],
     }
 
 

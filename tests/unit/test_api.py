@@ -111,7 +111,7 @@ def take_over(system: System) -> None:
 
 
 # --- lists ---
-@pytest.mark.parametrize("path", ["/v1/servers", "/v1/vips", "/v1/connections", "/v1/takeovers"])
+@pytest.mark.parametrize("path", ["/v1/servers", "/v1/vips", "/v1/connections", "/v1/bundles", "/v1/takeovers"])
 def test_every_list_is_items_and_next(system: System, path: str) -> None:
     answer = system.get(path)
     assert answer.status_code == 200 and set(answer.json) == {"items", "next"}
