@@ -29,12 +29,14 @@ from dataplane import access_log, admission, orphans, protocols, repair
 from dataplane.access_log import AccessLog
 from dataplane.admission import Admission
 from dataplane.backup import Progress, Takeover, UnreadySet
-from dataplane.connection import LiveConnection, refuse_quietly
+from dataplane.bundle import LiveBundle
+from dataplane.connection import LiveConnection, Related, refuse_quietly
 from dataplane.controller_link import ControllerLink
 from dataplane.event_loop import Paced
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
 from dataplane.packet_socket import unhush
+from dataplane.passive_ports import PassivePorts
 from dataplane.prover import Key, Patience
 from dataplane.proving import Proving
 from dataplane.sentinel import Sentinel
@@ -42,7 +44,7 @@ from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Registry, TcpLayer
 from dataplane.stall_guard import StallGuard
 from dataplane.stream import ByteStream
-from state import messages
+from state import messages, ports
 from state.configuration import Configuration, Server, Service
 from state.datablock import FourTuple
 from state.errors import LocalError, RepairError
@@ -93,6 +95,8 @@ class Agent:
         self._adopted: list[LiveConnection] = []
         """Taken over lately: the old owner's checkpoints stand for them until all is quiet."""
         self._adopted_before = 0
+        self._torn: dict[LiveConnection, Related] = {}
+        """Connections among them that belonged to a bundle."""
 
     async def run(self) -> None:
         """Listen, index the document root, connect to the controller, serve. Raises `LocalError`."""
@@ -110,6 +114,7 @@ class Agent:
         self._checkpoints: Paced[LiveConnection] = Paced(LiveConnection.checkpoint_now)
         self._about: dict[str, Paced[Callable[[], None]]] = {}
         """What the controller said about each other server's connections, and what is not done yet."""
+        self.passive = PassivePorts()
         self._unready = UnreadySet(self, self._registry)
         self._proving = Proving(self.interface, self._listening)
         self._guard = StallGuard(self._proving)
@@ -137,6 +142,7 @@ class Agent:
             stopped.cancel()
             for listener, _ in self._listeners:
                 listener.close()
+            self.passive.close()
             self.root.close()
             if log is not None:
                 log.close()
@@ -145,8 +151,14 @@ class Agent:
         """Those that let anybody in; the others have a filter already (`admission.shut`)."""
         return [] if self._stop.is_set() else [listener for listener, _ in self._listeners]
 
-    def _services(self) -> Iterator[tuple[str, int]]:
-        return ((vip.address, service.port) for vip in self._configuration.vips for service in vip.services)
+    def _services(self) -> Iterator[tuple[str, int, int]]:
+        """VIP, first and last of its TCP ports that are in a row."""
+        for vip in self._configuration.vips:
+            for service in vip.services:
+                yield vip.address, service.port, service.port
+                for run in service.data_ports:
+                    if run.transport == ports.TCP:
+                        yield vip.address, run.first, run.last
 
     # --- the end in good order ---
     def _stop_once(self) -> None:
@@ -276,12 +288,17 @@ class Agent:
             del self._connections[connection.connection]
             self._admission.left(connection.connection.destination)
         if not self._handing_in:  # then it did not end
+            if connection.related is not None:
+                self._torn[connection] = connection.related
             self.over(connection.connection.id)
 
     def _tell_closed(self) -> None:
         closed, self._closed = self._closed, []
+        torn, self._torn = self._torn, {}
         if not closed:
             return
+        for connection, bundle in torn.items():
+            bundle.checkpoint_others(connection)  # first that it is no part any more, then that it is closed
         self._link.flush()
         self._link.send(messages.Closed(closed))
 
@@ -304,6 +321,18 @@ class Agent:
             load = os.getloadavg()[0]
             self._link.send(messages.Heartbeat(self._beats, len(self._connections), load, lag, self._unready.counts()))
         self._loop.call_at(self._next_beat, self._beat)
+
+    # --- bundle.BundleHost ---
+    def bundle(self, connection: LiveConnection) -> LiveBundle:
+        four = connection.connection
+        source = socket.inet_ntop(socket.AF_INET if len(four.source) == 4 else socket.AF_INET6, four.source)
+        vip = next(vip for vip in self._configuration.vips if vip.address == source)
+        service = vip.service(four.source_port)
+        assert service is not None
+        return LiveBundle(self, connection, service, vip.affinity_of(service))
+
+    def opened(self, connection: LiveConnection) -> None:
+        self._register(connection)  # its client was let in with the control connection
 
     # --- controller_link.Orders ---
     def hello(self) -> Hello:
@@ -355,6 +384,7 @@ class Agent:
             for connection in list(self._connections.values()):
                 connection.abandon()
             self._closed.clear()  # they are not closed: another server has them
+            self._torn.clear()
             self._live()
             # Before the next hello: the link comes back only when this is done.
             self._link.hold(self._loop.run_in_executor(None, orphans.destroy, list(self._services())))

@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from dataplane import repair
+from dataplane.all_or_none import CONTROL_OVER, Candidate, Group, groups
 from dataplane.connection import Host, LiveConnection
 from dataplane.event_loop import Paced
 from dataplane.judge import Doubt, Expectation, Proof
-from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
-from dataplane.prover import Key, Patience, Verdict, key_of, nudge_segment, reset_segment
+from dataplane.objects import DocumentRoot, GeneratedObject, ObjectMissing, OpenObject, key_of
+from dataplane.prover import Key, Patience, Verdict, nudge_segment, reset_segment
+from dataplane.prover import key_of as prover_key
 from dataplane.proving import Proving
 from dataplane.sequence import Seq
 from dataplane.sequence_map import SequenceMap
@@ -30,7 +33,7 @@ from dataplane.stream import ByteStream
 from state.datablock import DataBlock, FourTuple, Header, decode_header
 from state.errors import CheckpointRefused, TakeoverError
 from state.messages import CLOSE_MARK, LIMIT_COMPARISONS, Comparison
-from state.sections import STREAM, TCP, ObjectRef, StreamSection, TcpSection
+from state.sections import BUNDLE, STREAM, TCP, BundleSection, ObjectRef, StreamSection, TcpSection
 
 RESUMED = "resumed"
 OBJECT_DIFFERS = "object differs at the backup"
@@ -61,8 +64,9 @@ class Unready:
     stream: StreamSection
     expected: Expectation
     application: Application
-    objects: dict[str, OpenObject]
-    missing: set[str]
+    objects: dict[tuple[str, bytes], OpenObject | GeneratedObject]
+    missing: set[tuple[str, bytes]]
+    bundle: BundleSection | None = None
 
     def release(self, root: DocumentRoot) -> None:
         """Nobody will resume it."""
@@ -167,16 +171,28 @@ class UnreadySet:
         stream = block.section(STREAM, StreamSection)
         stream.check()
         stream.check_against(header)
+        bundle = _bundle(header, block)
         application = self._application(header, block)
-        objects: dict[str, OpenObject] = {}
-        missing: set[str] = set()
+        objects: dict[tuple[str, bytes], OpenObject | GeneratedObject] = {}
+        missing: set[tuple[str, bytes]] = set()
         for ref in stream.objects:
             try:
-                objects[ref.identifier] = self._host.root.open_copy(ref)
+                objects[key_of(ref)] = self._object(application, ref)
             except ObjectMissing:
-                missing.add(ref.identifier)
+                missing.add(key_of(ref))
         expected = Expectation.of(header, tcp, stream)
-        return Unready(header, tcp, stream, expected, application, objects, missing)
+        return Unready(header, tcp, stream, expected, application, objects, missing, bundle)
+
+    def _object(self, application: Application, ref: ObjectRef) -> OpenObject | GeneratedObject:
+        if not ref.parameters:
+            return self._host.root.open_copy(ref)
+        try:
+            return application.generate(ref)
+        except ObjectMissing:
+            raise
+        except Exception as error:  # the protocol's author did not foresee it; other connections go on
+            _log.warning("%s: %s cannot be computed", application.name, ref.identifier, exc_info=True)
+            raise ObjectMissing(f"{ref.identifier}: {type(error).__name__}: {error}") from error
 
     def _application(self, header: Header, block: DataBlock) -> Application:
         kind = self._registry.kind(header.protocol)
@@ -221,6 +237,17 @@ def _check_newer(header: Header, known: Header) -> None:
         raise CheckpointRefused("serial", f"goes back from {known.serial} to {header.serial}")
 
 
+def _bundle(header: Header, block: DataBlock) -> BundleSection | None:
+    """Raises `CheckpointRefused` when header and section contradict each other."""
+    if not header.bundle:
+        return None
+    section = block.section(BUNDLE, BundleSection)
+    section.check(header.connection.id)
+    if section.id != header.bundle:
+        raise CheckpointRefused("bundle", f"the header says {header.bundle}, the section {section.id}")
+    return section
+
+
 @dataclass
 class Progress:
     """What has been decided since the last report."""
@@ -231,6 +258,14 @@ class Progress:
     proved_us: int = 0
     resumed_us: int = 0
     recreate_us: int = 0
+
+
+@dataclass(eq=False)
+class Together:
+    """Connections that were recreated in one turn: one, or those of a bundle. `late`: of so many, input is missing."""
+
+    members: list[tuple[Unready, Proof, LiveConnection]]
+    late: int = 0
 
 
 class Adopter(Protocol):
@@ -270,8 +305,13 @@ class Takeover:
         self._unready = unready
         self._unasked: Paced[Unready] = Paced(self._ask, proving.ready)
         self._waiting: dict[Key, Unready] = {}
+        self._groups: dict[Key, Group] = {}
+        self._over: set[Key] = set()
+        """Connections of bundles that had ended, and only their owner had not said so yet."""
+        self._controls: dict[Group, LiveConnection] = {}
+        """Control connections of bundles that were resumed."""
         self._patience = patience
-        self._late: dict[Key, asyncio.TimerHandle] = {}
+        self._late: dict[Together, asyncio.TimerHandle] = {}
         """Live here already, but input that their clients have sent is missing."""
         self._began = 0.0
         self._compared = 0
@@ -281,6 +321,12 @@ class Takeover:
     def begin(self) -> None:
         """The fence stands: probe every connection, in portions: the queues of switches and of clients are short."""
         self._began = time.perf_counter()
+        groups_, over = groups(
+            Candidate(prover_key(entry.expected), entry.header.connection, entry.bundle, entry.stream)
+            for entry in self._unready
+            if entry.bundle is not None and not self._adopter.has(entry.header.connection)
+        )
+        self._groups, self._over = groups_, set(over)
         # The more was planned, the likelier a client waits for some of it.
         self._unready.sort(key=lambda entry: entry.expected.acked - entry.expected.end)
         self._unasked.extend(self._unready)
@@ -294,13 +340,19 @@ class Takeover:
             entry.release(self._host.root)
             self._schedule_report()
             return
-        key = key_of(entry.expected)
+        key = prover_key(entry.expected)
         self._adopter.yield_up(key, self)  # still waiting; the controller's last life had ordered it
         self._waiting[key] = entry
-        try:
-            self._proving.prove(entry.expected, self._patience, functools.partial(self._decide, key))
-        except OSError:
-            self._reset(key, entry, None, CANNOT_PROBE)
+        group = self._groups.get(key)
+        if key in self._over:
+            self._ended(key, None)
+        elif group is not None and group.doom is not None:
+            self._reset(key, None, group.doom)
+        else:
+            try:
+                self._proving.prove(entry.expected, self._patience, functools.partial(self._decide, key))
+            except OSError:
+                self._fail(key, None, CANNOT_PROBE)
 
     def yield_up(self, key: Key) -> None:
         """Another takeover of this server has been told to resume this connection."""
@@ -309,57 +361,130 @@ class Takeover:
             self._proving.give_up(key)
             entry.release(self._host.root)
             self._schedule_report()
+            if (group := self._groups.get(key)) is not None:
+                group.leave(key)
 
     def _decide(self, key: Key, verdict: Verdict) -> None:
-        entry = self._waiting[key]
+        entry, group = self._waiting[key], self._groups.get(key)
         self._progress.proved_us = self._elapsed()
         if isinstance(verdict.outcome, Doubt):
-            self._reset(key, entry, verdict.claimed, _REASONS[verdict.outcome])
+            if group is not None and group.may_end(key, verdict.outcome):
+                self._ended(key, None)
+            else:
+                gone = verdict.outcome is Doubt.GONE
+                self._fail(key, verdict.claimed, _REASONS[verdict.outcome], gone=gone)
             return
         proof = verdict.outcome
         flaw = self._flaw(entry, proof)
         if flaw is not None:
-            self._reset(key, entry, proof, flaw)
+            self._fail(key, proof, flaw)
             return
         if entry.expected.closing and proof.position > entry.expected.end:
-            # The client has everything, and the FIN; what it still says, the kernel answers with RST.
-            del self._waiting[key]
-            entry.release(self._host.root)
-            self._resumed(entry, proof)
-            self._adopter.over(entry.header.connection.id)
+            self._ended(key, proof)  # the client has everything, and the FIN
             return
-        try:
-            connection = self._recreate(entry, proof)
-        except TakeoverError:
-            self._reset(key, entry, proof, NOT_RECREATED)
+        if group is None:
+            self._resume([(key, proof)], None)
             return
-        del self._waiting[key]
-        self._adopter.adopt(connection, proof)
-        if proof.input_missing:
-            self._late[key] = self._loop.call_later(
-                self._patience.speaking, self._input_lost, key, entry, proof, connection
-            )
-            connection.expect_input(proof.input_missing, functools.partial(self._input, key, entry, proof))
-        connection.resume(proof.position)
-        if not proof.input_missing:
-            self._resumed(entry, proof)
+        if not group.proofs:  # its client speaks
+            self._loop.call_later(self._patience.speaking, self._group_late, group)
+        group.proofs[key] = proof
+        self._settle(group)
 
-    def _input(self, key: Key, entry: Unready, proof: Proof, arrived: bool) -> None:
+    # --- bundles: all or none ---
+    def _settle(self, group: Group) -> None:
+        """One of its connections was decided: are they all?"""
+        control = self._controls.get(group)
+        if control is not None and control.over:
+            group.doom = CONTROL_OVER
+        if group.doom is not None:
+            for key in group.roles:
+                if key in self._waiting:
+                    self._reset(key, group.proofs.get(key), group.doom)
+        elif group.complete:
+            self._resume([(key, proof) for key, proof in group.standing() if key in self._waiting], group)
+
+    def _group_late(self, group: Group) -> None:
+        """One of its connections was proven, so its client is there. It has not spoken of all."""
+        if not group.complete and group.doom is None:
+            group.doom = NO_PROOF
+            self._settle(group)
+
+    def _fail(self, key: Key, standing: Proof | None, reason: str, *, gone: bool = False) -> None:
+        """It cannot be resumed, nor can what belongs to it. `gone`: its client knows of no such connection."""
+        self._reset(key, standing, reason, gone=gone)
+        group = self._groups.get(key)
+        if group is not None:
+            group.doom = group.doom or reason
+            self._settle(group)
+
+    def _ended(self, key: Key, proof: Proof | None) -> None:
+        """It has come to its end by itself; what the client still says of it, the kernel answers with RST."""
+        entry = self._waiting.pop(key)
+        self._proving.give_up(key)
+        entry.release(self._host.root)
+        self._resumed(entry, proof)
+        self._adopter.over(entry.header.connection.id)
+        group = self._groups.get(key)
+        if group is not None:
+            group.leave(key)
+            self._settle(group)
+
+    def _resume(self, standing: list[tuple[Key, Proof]], group: Group | None) -> None:
+        """Recreate these, or none; then *ready*, the control connection first."""
+        entries = [(key, self._waiting[key], proof) for key, proof in standing]
+        socks: list[socket.socket] = []
+        try:
+            for _, entry, proof in entries:
+                socks.append(self._recreate(entry, proof))
+        except TakeoverError:
+            for sock in socks:
+                repair.abandon(sock)
+            for key, proof in standing:
+                if key in self._waiting:
+                    self._fail(key, proof, NOT_RECREATED)
+            return
+        together = Together([])
+        for sock, (key, entry, proof) in zip(socks, entries, strict=True):
+            together.members.append((entry, proof, self._connection(key, entry, proof, sock, group)))
+            del self._waiting[key]
+        for _, proof, connection in together.members:
+            self._adopter.adopt(connection, proof)
+            if proof.input_missing:
+                together.late += 1
+                connection.expect_input(proof.input_missing, functools.partial(self._input, together))
+        if together.late:
+            self._late[together] = self._loop.call_later(self._patience.speaking, self._input_lost, together)
+        for _, proof, connection in together.members:
+            connection.resume(proof.position)
+        if not together.late:
+            self._all_resumed(together)
+
+    def _input(self, together: Together, arrived: bool) -> None:
         """Input that was missing is here, or the connection ended before it came."""
-        timer = self._late.pop(key, None)
+        timer = self._late.get(together)
         if timer is None:
             return  # it was reset for want of it, or this server was fenced
-        timer.cancel()
-        if arrived:
-            self._resumed(entry, proof)
-        else:
-            self._count_reset(entry, proof, CLIENT_GONE)
+        together.late -= 1
+        if not arrived:
+            self._give_late_up(together, CLIENT_GONE)
+        elif together.late == 0:
+            del self._late[together]
+            timer.cancel()
+            self._all_resumed(together)
 
-    def _input_lost(self, key: Key, entry: Unready, proof: Proof, connection: LiveConnection) -> None:
+    def _input_lost(self, together: Together) -> None:
         """The client does not send it again: the dead server's kernel had acknowledged it."""
-        del self._late[key]
-        connection.reset()
-        self._count_reset(entry, proof, INPUT_LOST)
+        self._give_late_up(together, INPUT_LOST)
+
+    def _give_late_up(self, together: Together, reason: str) -> None:
+        self._late.pop(together).cancel()
+        for entry, proof, connection in together.members:
+            connection.reset()
+            self._count_reset(entry, proof, reason)
+
+    def _all_resumed(self, together: Together) -> None:
+        for entry, proof, _ in together.members:
+            self._resumed(entry, proof)
 
     def _flaw(self, entry: Unready, proof: Proof) -> str | None:
         """Why the rest of the stream cannot be sent from here. What the client has already needs no object."""
@@ -372,39 +497,54 @@ class Takeover:
         return None
 
     def _object_flaw(self, entry: Unready, wanted: ObjectRef) -> str | None:
-        opened = entry.objects.get(wanted.identifier)
+        opened = entry.objects.get(key_of(wanted))
         if opened is None:
             return OBJECT_MISSING
         return None if self._host.root.same(opened, wanted) else OBJECT_DIFFERS
 
-    def _recreate(self, entry: Unready, proof: Proof) -> LiveConnection:
+    def _recreate(self, entry: Unready, proof: Proof) -> socket.socket:
+        """The kernel's part."""
         header, began = entry.header, time.perf_counter()
-        stream = ByteStream.resumed(header.iss, entry.stream, proof)
         sock = repair.recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt), self._host.interface)
         self._progress.recreate_us += int((time.perf_counter() - began) * 1e6)
-        tcp = entry.tcp
+        return sock
+
+    def _connection(
+        self, key: Key, entry: Unready, proof: Proof, sock: socket.socket, group: Group | None
+    ) -> LiveConnection:
+        """The stack above it; it sends nothing before `resume`."""
+        header, tcp = entry.header, entry.tcp
         if tcp.timestamps:
             tcp = TcpSection(
                 tcp.mss, tcp.snd_wscale, tcp.rcv_wscale, tcp.window_scaling, tcp.sack, True, proof.tsecr, tcp.wmax
             )
-        return LiveConnection(
+        is_part = group is not None and key != group.control
+        bundle = self._controls[group].bundle if group is not None and is_part else None
+        connection = LiveConnection(
             self._host,
             sock,
             header.connection,
-            stream,
+            ByteStream.resumed(header.iss, entry.stream, proof),
             TcpLayer(tcp, self._loop.time(), self._loop.time),
             entry.application,
             Seq(header.irs),
             serial=header.serial,
             objects=list(entry.objects.values()),
+            bundle=bundle,
         )
+        if bundle is not None and group is not None:
+            bundle.adopt(connection, group.roles[key])
+        elif group is not None:
+            self._controls[group] = connection
+        return connection
 
-    def _reset(self, key: Key, entry: Unready, standing: Proof | None, reason: str) -> None:
-        if reason != CLIENT_GONE:
+    def _reset(self, key: Key, standing: Proof | None, reason: str, *, gone: bool = False) -> None:
+        entry = self._waiting.pop(key)
+        self._proving.give_up(key)
+        if not gone:
             self._proving.send(reset_segment(entry.expected, standing, CLOSE_MARK))
             for later in _NUDGES:
                 self._loop.call_later(later, self._proving.send, nudge_segment(entry.expected))
-        del self._waiting[key]
         entry.release(self._host.root)
         self._count_reset(entry, standing, reason)
 
@@ -418,7 +558,7 @@ class Takeover:
             self._compared += 1
             self._progress.comparisons.append(entry.comparison(proof, outcome))
 
-    def _resumed(self, entry: Unready, proof: Proof) -> None:
+    def _resumed(self, entry: Unready, proof: Proof | None) -> None:
         self._note(entry, proof, RESUMED)
         self._progress.resumed.append(entry.header.connection.id)
         self._progress.resumed_us = self._elapsed()
@@ -437,7 +577,8 @@ class Takeover:
 
     @property
     def _left(self) -> int:
-        return len(self._unasked) + len(self._waiting) + len(self._late)
+        late = sum(len(together.members) for together in self._late)
+        return len(self._unasked) + len(self._waiting) + late
 
     def _report(self) -> None:
         self._report_timer = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -18,11 +19,11 @@ from typing import Protocol
 
 from dataplane import repair
 from dataplane.judge import Expectation, Proof
-from dataplane.objects import DocumentRoot, OpenObject
+from dataplane.objects import DocumentRoot, GeneratedObject, OpenObject, key_of
 from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
-from dataplane.stack import Application, TcpLayer, Timer, make_block
-from dataplane.stream import ByteStream, Literal
+from dataplane.stack import Application, Bundle, Layer, TcpLayer, Timer, make_block
+from dataplane.stream import ByteStream, Literal, Run
 from state.datablock import FourTuple, Header
 from state.errors import CheckpointRefused
 from state.messages import CLOSE_MARK
@@ -31,6 +32,8 @@ from state.sections import LIMIT_EXTENTS, ObjectRef
 _READ_BYTES = 64 * 1024
 _SENDFILE_BYTES = 512 * 1024
 """At most so much per turn of the loop: about half a millisecond."""
+_GENERATED_BYTES = 64 * 1024
+"""Of a generated object, so much is computed at a time."""
 _LINGER = 30.0
 """Seconds that a client may take to end its side once it has everything."""
 _STUCK = 300.0
@@ -42,6 +45,25 @@ _DISCARD_BYTES = 1 << 20
 _ABORT = struct.pack("ii", 1, 0)
 
 _log = logging.getLogger(__name__)
+
+
+class Related(Bundle, Protocol):
+    """What a connection needs of the bundle that it belongs to (`bundle.LiveBundle`)."""
+
+    def adopt(self, connection: LiveConnection, role: str) -> None:
+        """A data connection that was made for this bundle belongs to it."""
+
+    def layers(self, connection: LiveConnection) -> tuple[Layer, ...]:
+        """What the bundle adds to this connection's block; nothing as long as there is nothing to say."""
+
+    def checkpoint_others(self, connection: LiveConnection) -> None:
+        """This connection makes a checkpoint: others that are to make one make theirs now, for the same message."""
+
+    def hand_in_parts(self, connection: LiveConnection) -> None:
+        """If this is the control connection, which is handed in: hand in the others first."""
+
+    def left(self, connection: LiveConnection, *, silently: bool) -> None:
+        """This connection is over. `silently`: another server has it, and all of its bundle."""
 
 
 class Host(Protocol):
@@ -61,6 +83,9 @@ class Host(Protocol):
 
     def ended(self, connection: LiveConnection) -> None: ...
 
+    def bundle(self, connection: LiveConnection) -> Related:
+        """A bundle of which this is the control connection. Asked at most once."""
+
 
 class LiveConnection:
     """One client's connection on its owner. Implements `stack.Stream` for its application."""
@@ -77,8 +102,10 @@ class LiveConnection:
         *,
         protected: bool = True,
         serial: int = 0,
-        objects: list[OpenObject] | None = None,
+        objects: list[OpenObject | GeneratedObject] | None = None,
+        bundle: Related | None = None,
     ) -> None:
+        """`bundle`: it is one of this bundle's data connections."""
         self.connection = connection
         self.application = application
         self.stream = stream
@@ -90,7 +117,12 @@ class LiveConnection:
         self._protected = protected
         self._serial = serial
         self._loop = asyncio.get_running_loop()
-        self._objects: dict[str, OpenObject] = {opened.ref.identifier: opened for opened in objects or ()}
+        self._objects: dict[tuple[str, bytes], OpenObject | GeneratedObject] = {
+            key_of(opened.ref): opened for opened in objects or ()
+        }
+        self._bundle = bundle
+        self._live = False
+        """Its application was told `opened` or `ready`: bytes may go to the kernel."""
         self._checkpoint_scheduled = False
         self._closing_stored = stream.closing
         self._writing = False
@@ -109,6 +141,7 @@ class LiveConnection:
     def start(self) -> None:
         """A client was accepted."""
         self._loop.add_reader(self._fd, self._readable)
+        self._live = True
         self._tell(self.application.opened, self)
         self.schedule_checkpoint()
 
@@ -117,9 +150,12 @@ class LiveConnection:
 
         The old owner's checkpoint stands for it until there is time for one of this server's (`checkpoint_now`), or
         until there is something new to say."""
+        if self._over:
+            return  # the control connection's application wanted it so
         if not self.stream.input_ended:
             self._loop.add_reader(self._fd, self._readable)
         self._tell(self.application.ready, self, position)
+        self._live = True
         if self.stream.input_ended and not self.stream.closing:
             self._tell(self.application.input_ended)
         if not self._over:
@@ -141,6 +177,10 @@ class LiveConnection:
             if self._over or self.stream.rcv_nxt_offset >= expected:
                 self._input_expected = None
                 told(not self._over)
+
+    def carry_out(self, call: Callable[..., None], *arguments: object) -> None:
+        """Call the application back on behalf of its bundle."""
+        self._tell(call, *arguments)
 
     def rebuild(self, proof: Proof) -> None:
         """What this kernel thinks of the connection is useless (`stall_guard`): make it anew. Raises `RepairError`."""
@@ -165,6 +205,7 @@ class LiveConnection:
         """The kernel's connection is gone and cannot be made again."""
         if not self._over:
             self._detach()
+            self._note_acknowledged()
             self._sock.close()
             self._finish()
 
@@ -241,6 +282,8 @@ class LiveConnection:
 
     def hand_in(self) -> None:
         """Take in what the kernel has acknowledged, have it stored, and abandon: another server goes on from here."""
+        if self._bundle is not None:
+            self._bundle.hand_in_parts(self)
         self._read_all()
         if self._over:
             return
@@ -253,8 +296,9 @@ class LiveConnection:
         if self._over:
             return
         self._detach()
+        self._note_acknowledged()
         repair.abandon(self._sock)
-        self._finish()
+        self._finish(silently=True)
 
     def _detach(self) -> None:
         self._loop.remove_reader(self._fd)
@@ -263,7 +307,14 @@ class LiveConnection:
             if timer is not None:
                 timer.cancel()
 
-    def _finish(self) -> None:
+    def _note_acknowledged(self) -> None:
+        """Before the socket is closed: what the client has, for whoever asks afterwards."""
+        with contextlib.suppress(OSError):
+            stream = self.stream
+            stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
+
+    def _finish(self, *, silently: bool = False) -> None:
+        """`silently`: another server has it, and all of its bundle."""
         self._over = True
         try:
             self.application.ended()
@@ -272,6 +323,8 @@ class LiveConnection:
         for opened in self._objects.values():
             self._host.root.release(opened)
         self._objects.clear()
+        if self._bundle is not None:
+            self._bundle.left(self, silently=silently)
         self._host.ended(self)
         self._tell_input()
         self._when_sending = None  # it refers to this connection
@@ -281,6 +334,7 @@ class LiveConnection:
         if self._over:
             return
         self._detach()
+        self._note_acknowledged()
         with contextlib.suppress(OSError):  # already reset by the client
             repair.mark_close(self._sock, CLOSE_MARK)
         self._sock.close()
@@ -327,10 +381,21 @@ class LiveConnection:
         self.schedule_checkpoint()
         return seq
 
-    def send_object(self, opened: OpenObject, offset: int, length: int) -> Seq:
-        identifier = opened.ref.identifier
-        held = self._objects.get(identifier)
-        if held is not None and held is not opened:
+    @property
+    def bundle(self) -> Related:
+        if self._bundle is None:
+            self._bundle = self._host.bundle(self)
+        return self._bundle
+
+    @property
+    def related(self) -> Related | None:
+        """The bundle that it belongs to, if it has one by now."""
+        return self._bundle
+
+    def send_object(self, opened: OpenObject | GeneratedObject, offset: int, length: int) -> Seq:
+        key = key_of(opened.ref)
+        held = self._objects.get(key)
+        if held is not None and _file(held) is not _file(opened):
             if not self.stream.finished:
                 # Two versions of one file in one connection's flight: nothing in the map tells them apart.
                 self._host.root.release(opened)
@@ -339,9 +404,10 @@ class LiveConnection:
             self._host.root.release(held)
             held = None
         if held is None:
-            self._objects[identifier] = opened
-            if not opened.ref.digest:
-                opened.digest_known.append(self._digest_known)
+            self._objects[key] = opened
+            file = _file(opened)
+            if not file.ref.digest:
+                file.digest_known.append(functools.partial(self._digest_known, opened))
         else:
             self._host.root.release(opened)
         seq = self.stream.map.object(opened.ref, offset, length)
@@ -367,6 +433,23 @@ class LiveConnection:
         self._timers = [old for old in self._timers if not old.cancelled() and old.when() > now]
         self._timers.append(timer)
         return timer
+
+    def release(self, position: int | None) -> None:
+        self.stream.released = position
+        if not self._writing and not self._over:
+            self._pump()
+
+    def truncate(self, position: int) -> None:
+        self.stream.truncate(position)
+        self.schedule_checkpoint()
+
+    @property
+    def handed_over(self) -> int:
+        return self.stream.reached
+
+    @property
+    def planned(self) -> int:
+        return self.stream.map.end
 
     def close(self) -> None:
         self.stream.closing = True
@@ -406,7 +489,9 @@ class LiveConnection:
         if self.stream.finished and self.has_room():
             self._tell(self.application.drained)
 
-    def _digest_known(self, old: ObjectRef, new: ObjectRef) -> None:
+    def _digest_known(self, opened: OpenObject | GeneratedObject, old: ObjectRef, new: ObjectRef) -> None:
+        if isinstance(opened, GeneratedObject):
+            old, new = opened.ref_with(old), opened.ref_with(new)
         if not self._over and self.stream.map.update_object(old, new):
             self.schedule_checkpoint()
 
@@ -422,11 +507,19 @@ class LiveConnection:
         self._checkpoint_scheduled = True
         self._checkpoint()
 
+    def checkpoint_if_due(self) -> None:
+        """The one that is scheduled, if any: what is said next goes after it."""
+        self._checkpoint()
+
     def _checkpoint(self) -> None:
         if self._over or not self._checkpoint_scheduled:
             return
         self._checkpoint_scheduled = False
-        end, closing = self.stream.map.end, self.stream.closing
+        if self._bundle is not None:
+            self._bundle.checkpoint_others(self)
+            if self._over:
+                return
+        end, closing, plan = self.stream.map.end, self.stream.closing, self.stream.plan
         try:
             if self._protected:
                 block = self.block()
@@ -445,9 +538,9 @@ class LiveConnection:
             self.reset()
             return
         if block is None:
-            self._stored(end, closing)
+            self._stored(end, closing, plan)
         else:
-            self._host.store(block, lambda: self._stored(end, closing))
+            self._host.store(block, lambda: self._stored(end, closing, plan))
 
     def _learn_acknowledged(self) -> None:
         """Forget what the client has. Raises `OSError` when the kernel has no such connection any more."""
@@ -461,6 +554,7 @@ class LiveConnection:
         if len(stream.map.extents) > LIMIT_EXTENTS or len(stream.map.labels) > LIMIT_EXTENTS:
             raise CheckpointRefused("extents", "too many in flight")
         self._serial += 1
+        related = self._bundle.layers(self) if self._bundle is not None else ()
         identifier, first = stream.current_object()
         header = Header(
             server=self._host.name,
@@ -478,13 +572,14 @@ class LiveConnection:
             rcv_nxt=int(self._irs + 1 + stream.rcv_nxt_offset),
             object=identifier,
             object_first=int(first),
+            bundle=self._bundle.id if self._bundle is not None and related else "",
         )
-        return make_block(header, (self._tcp, stream, self.application)).encode()
+        return make_block(header, (self._tcp, stream, *related, self.application)).encode()
 
-    def _stored(self, end: int, closing: bool) -> None:
+    def _stored(self, end: int, closing: bool, plan: int) -> None:
         if self._over:
             return
-        self.stream.checkpointed(end)
+        self.stream.checkpointed(end, plan)
         self._closing_stored |= closing
         if not self._writing:
             self._pump()
@@ -492,17 +587,18 @@ class LiveConnection:
     # --- output: towards the kernel ---
     def _pump(self) -> None:
         stream, budget, sent_any = self.stream, _SENDFILE_BYTES, False
+        if not self._live:
+            return
         try:
             while budget > 0:
                 chunk = stream.next()
                 if chunk is None:
                     break
                 if isinstance(chunk, Literal):
-                    more = stream.sent + len(chunk.data) < stream.stored
+                    more = stream.sent + len(chunk.data) < stream.limit
                     count = self._sock.send(chunk.data, socket.MSG_MORE if more else 0)
                 else:
-                    opened = self._objects[chunk.object.identifier]
-                    count = os.sendfile(self._fd, opened.fd, chunk.offset, min(chunk.length, budget))
+                    count = self._send(chunk, budget)
                     if count == 0:  # the file was cut short under our hands
                         self.reset()
                         return
@@ -531,6 +627,18 @@ class LiveConnection:
                     self._shut_down()
             elif sent_any:
                 self._tell(self.application.drained)
+
+    def _send(self, run: Run, budget: int) -> int:
+        """Hand a part of a run to the kernel; how many bytes it took, none if the object has no more."""
+        opened = self._objects[key_of(run.object)]
+        if isinstance(opened, OpenObject):
+            return os.sendfile(self._fd, opened.fd, run.offset, min(run.length, budget))
+        try:
+            data = opened.read(run.offset, min(run.length, budget, _GENERATED_BYTES))
+        except Exception:  # the protocol's author did not foresee it; other connections go on
+            _log.exception("%s: %s cannot be computed", self.connection.id, run.object.identifier)
+            return 0
+        return self._sock.send(data[: run.length]) if data else 0
 
     def _shut_down(self) -> None:
         """All was said: FIN, with the mark. The checkpoint stays until the client has everything."""
@@ -567,6 +675,10 @@ class LiveConnection:
         else:
             check = _TAIL_CHECK if self.stream.input_ended else _IDLE_TAIL_CHECK
             self._linger = self._loop.call_later(check, self._watch_tail)
+
+
+def _file(opened: OpenObject | GeneratedObject) -> OpenObject:
+    return opened.file if isinstance(opened, GeneratedObject) else opened
 
 
 def refuse_quietly(sock: socket.socket) -> None:

@@ -11,12 +11,13 @@ import asyncio
 import hashlib
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from state.errors import LocalError
-from state.sections import ObjectRef
+from state.sections import LIMIT_PARAMETERS, ObjectRef
 
 _DIGEST_CHUNK = 1 << 20
 
@@ -37,6 +38,41 @@ class OpenObject:
     users: int = 0
     digest_known: list[Callable[[ObjectRef, ObjectRef], None]] = field(default_factory=list)
     """Called with (old, new) identity once the digest is computed."""
+
+
+def key_of(ref: ObjectRef) -> tuple[str, bytes]:
+    """What tells a connection's objects apart: a file by its name, a generated object also by its parameters."""
+    return ref.identifier, ref.parameters
+
+
+class GeneratedObject(ABC):
+    """An object whose bytes are computed from a file and parameters: the same ones on every server, from any offset.
+
+    Its identity in checkpoints is the file's identity, its own size and the parameters; from these a backup makes it
+    again (`Application.generate`). The connection that sends it reads at any offset, and may read bytes twice.
+    """
+
+    def __init__(self, file: OpenObject, size: int, parameters: bytes) -> None:
+        """`file` belongs to this object from now on. `parameters`: at most 1,024 bytes, not empty, whose meaning is the
+        protocol's own affair."""
+        if not 1 <= len(parameters) <= LIMIT_PARAMETERS:
+            raise LocalError(f"{file.ref.identifier}: {len(parameters)} bytes of parameters")
+        self.file = file
+        self.size = size
+        self.parameters = parameters
+
+    @property
+    def ref(self) -> ObjectRef:
+        """What the checkpoint says."""
+        return self.ref_with(self.file.ref)
+
+    def ref_with(self, file: ObjectRef) -> ObjectRef:
+        """The same, with this as the file's identity."""
+        return ObjectRef(file.identifier, self.size, file.mtime_ns, file.digest, self.parameters)
+
+    @abstractmethod
+    def read(self, offset: int, length: int) -> bytes:
+        """From 1 to `length` bytes from `offset` on, which lies below `size`; none: the file is not what it was."""
 
 
 class DocumentRoot:
@@ -97,8 +133,10 @@ class DocumentRoot:
         opened.users += 1
         return opened
 
-    def release(self, opened: OpenObject) -> None:
+    def release(self, opened: OpenObject | GeneratedObject) -> None:
         """One user less; the file is closed after the last."""
+        if isinstance(opened, GeneratedObject):
+            opened = opened.file
         opened.users -= 1
         if opened.users == 0:
             self._open.pop((opened.ref.identifier, opened.version), None)
@@ -106,8 +144,13 @@ class DocumentRoot:
                 del self._newest[opened.ref.identifier]
             os.close(opened.fd)
 
-    def same(self, opened: OpenObject, wanted: ObjectRef) -> bool:
+    def same(self, opened: OpenObject | GeneratedObject, wanted: ObjectRef) -> bool:
         """Is this copy, as it is on the disk now, the object that the checkpoint speaks of?"""
+        if isinstance(opened, GeneratedObject):
+            if (opened.size, opened.parameters) != (wanted.size, wanted.parameters):
+                return False
+            file = opened.file
+            return self.same(file, ObjectRef(wanted.identifier, file.ref.size, wanted.mtime_ns, wanted.digest))
         if _version(os.fstat(opened.fd)) != opened.version or opened.ref.size != wanted.size:
             return False
         mine = opened.ref.digest or self._digests.get(opened.version, b"")

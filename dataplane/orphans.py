@@ -13,18 +13,19 @@ from collections.abc import Iterable
 from state.errors import LocalError
 
 
-def destroy(services: Iterable[tuple[str, int]]) -> None:
-    """End every connected socket of these (address, port), as `ss -K` does (SOCK_DESTROY, kernel 4.5).
+def destroy(services: Iterable[tuple[str, int, int]]) -> None:
+    """End every connected socket of these (address, first port, last port), as `ss -K` does (SOCK_DESTROY, kernel 4.5).
 
     The kernel may send RST for some of them; the server is fenced, or not yet permitted, when this runs.
     Raises `LocalError` when `ss` cannot do it.
     """
-    for address, port in services:
+    for address, first, last in services:
         host = f"[{address}]" if ":" in address else address
-        command = ["ss", "-K", "-tn", "state", "connected", "src", host, "sport", "=", f":{port}"]
+        ports = ["sport", ">=", f":{first}", "and", "sport", "<=", f":{last}"]
+        command = ["ss", "-K", "-tn", "state", "connected", "src", host, "and", *ports]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise LocalError(f"orphaned sockets cannot be destroyed: {error}") from None
         if done.returncode != 0:
-            raise LocalError(f"orphaned sockets of {host}:{port} cannot be destroyed: {done.stderr.strip()}")
+            raise LocalError(f"orphaned sockets of {host}:{first}-{last} cannot be destroyed: {done.stderr.strip()}")

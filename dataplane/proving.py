@@ -93,7 +93,9 @@ class Proving:
         for packet in packets:
             self._probes.send(packet)
         for verdict in self.prover.given_up(now, _PROBES_PER_TURN):
-            self._decided.pop(verdict.key)(verdict)
+            decided = self._decided.pop(verdict.key, None)
+            if decided is not None:  # else it fell with another of its bundle just now
+                decided(verdict)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -135,6 +135,23 @@ class SequenceMap:
             self.end += length
         return first
 
+    def truncate(self, position: int) -> None:
+        """Forget what is planned from `position` on: what is planned next goes there. Raises `MapError` for a position
+        that is acknowledged, or beyond the end. The caller answers for bytes that were sent (`ByteStream.truncate`)."""
+        if not self.acked <= position <= self.end:
+            raise MapError(f"cannot truncate at {position}: {self.acked} to {self.end} is planned and not acknowledged")
+        kept: list[Extent] = []
+        for extent in self._extents:
+            length = min(extent.end, position) - extent.position
+            if length > 0:
+                literal = extent.literal[:length] if extent.literal is not None else None
+                kept.append(Extent(extent.position, length, literal, extent.object, extent.offset))
+        self._extents = kept
+        self._labels = [label for label in self._labels if label.position < position]
+        self.end = position
+        self._end_label()
+        self._forget_objects()
+
     def seq_of(self, identifier: str, offset: int) -> Seq:
         """The current or future sequence number of byte `offset` of an object (claim 22). Raises `MapError`.
 
@@ -204,20 +221,25 @@ class SequenceMap:
             ]
         if self._extents and self._extents[0].end <= position:
             self._extents = [extent for extent in self._extents if extent.end > position]
-            used = sorted({extent.object for extent in self._extents if extent.object is not None})
-            if len(used) != len(self._objects):
-                renumbered = {old: new for new, old in enumerate(used)}
-                self._objects = [self._objects[old] for old in used]
-                self._extents = [
-                    extent
-                    if extent.object is None
-                    else Extent(extent.position, extent.length, None, renumbered[extent.object], extent.offset)
-                    for extent in self._extents
-                ]
+            self._forget_objects()
         first = self._extents[0] if self._extents else None
         if first is not None and first.literal is not None and first.position < position:
             rest = first.literal[position - first.position :]
             self._extents[0] = Extent(position, len(rest), literal=rest)
+
+    def _forget_objects(self) -> None:
+        """Those that no extent names."""
+        used = sorted({extent.object for extent in self._extents if extent.object is not None})
+        if len(used) == len(self._objects):
+            return
+        renumbered = {old: new for new, old in enumerate(used)}
+        self._objects = [self._objects[old] for old in used]
+        self._extents = [
+            extent
+            if extent.object is None
+            else Extent(extent.position, extent.length, None, renumbered[extent.object], extent.offset)
+            for extent in self._extents
+        ]
 
     def update_object(self, old: ObjectRef, new: ObjectRef) -> bool:
         """The same object, now known better (its digest was computed). False if it is not in the map."""

@@ -8,6 +8,11 @@ before any failure: it must not send anything. After a takeover, once the client
 checkpoint, every application is told `ready(stream, position)`, and sending goes on at exactly that byte: the stream
 already knows which object's byte it is (`Stream.object_at`).
 
+A protocol of several connections (claims 4-7, 15-18) has one **control** connection, whose application makes the others
+through `Stream.bundle`: data connections over TCP, each with an application of its own, and UDP to one address or to a
+multicast group. They move together, all or none. A TCP part has a data block of its own; what a UDP part needs to go on
+(sequence number, media clock) stands in the control application's section, because `Datagrams` have no state.
+
 To write a protocol of one's own: subclass `Application`, make an `ApplicationKind` of it, name that in the
 configuration (`protocol: "mypackage.module:KIND"`), and keep two rules. All that the protocol must know after a
 takeover is in its section. All that it sends is planned through its `Stream`. `docs/server-authors.md` shows how.
@@ -20,12 +25,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from dataplane.objects import DocumentRoot, OpenObject
+from dataplane.objects import DocumentRoot, GeneratedObject, ObjectMissing, OpenObject
 from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
 from state.datablock import DataBlock, FourTuple, Header
 from state.errors import CheckpointRefused, LocalError
-from state.sections import STREAM, TCP, TcpSection
+from state.sections import BUNDLE, STREAM, TCP, ObjectRef, Part, TcpSection
 
 
 class Layer(Protocol):
@@ -42,11 +47,126 @@ class Timer(Protocol):
         """Do not call back. Harmless when it has, or was cancelled before."""
 
 
+class Datagrams(Protocol):
+    """A UDP part of a bundle, bound to the VIP. It is closed with its bundle.
+
+    There is none before `ready`: a backup's application opens its UDP parts again when it is told *ready*.
+    """
+
+    @property
+    def local_port(self) -> int: ...
+
+    @property
+    def remote(self) -> tuple[str, int]: ...
+
+    def send(self, data: bytes) -> bool:
+        """One datagram to `remote`. False when the kernel did not take it: it is lost, as on the wire."""
+
+    def close(self) -> None: ...
+
+
+class Awaited(Protocol):
+    """A data connection that is not there yet: a port that listens, or a connect that is under way."""
+
+    @property
+    def local_port(self) -> int: ...
+
+    def close(self) -> None:
+        """Nobody is awaited any more. Harmless when it is over already."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A TCP connection of a bundle that is alive here."""
+
+    role: str
+    stream: Stream
+    application: Application
+
+
+class Bundle(Protocol):
+    """The related connections of one control connection. Its application and those of its data connections have it.
+
+    Ports are those that the configuration gives to the service (`data_ports`); the switch steers no others. Every
+    remote address is the control connection's client, or a multicast group. All methods raise `LocalError` when that is
+    not so, or when the system refuses.
+    """
+
+    @property
+    def id(self) -> str:
+        """The control connection's id: the bundle's name in checkpoints and in the API."""
+
+    @property
+    def control(self) -> Application:
+        """The control connection's application."""
+
+    @property
+    def client(self) -> str:
+        """The client's address."""
+
+    @property
+    def vip(self) -> str:
+        """The service's address."""
+
+    def data_ports(self, transport: str) -> tuple[range, ...]:
+        """The service's ports for `tcp` or `udp` data, as configured."""
+
+    def datagrams(
+        self,
+        role: str,
+        local_port: int,
+        remote: tuple[str, int],
+        received: Callable[[bytes, tuple[str, int]], None],
+        *,
+        ttl: int = 16,
+    ) -> Datagrams:
+        """Open a UDP part: from VIP:`local_port` to `remote`, a multicast group if its address is one (then with that
+        `ttl`, and only in a service whose affinity is `service`: one server has all its receivers).
+
+        `received` is called with each datagram from `remote` (from anybody, to the VIP, if it is a group) and its
+        source. Several bundles may have the same local port: it may even be the only one of its service.
+        """
+
+    def listen(
+        self, role: str, accepted: Callable[[tuple[str, int]], Application | None], port: int | None = None
+    ) -> Awaited:
+        """Await the client's connection to a port of the service, by default any that is free for this client; after a
+        takeover the one that it was told.
+
+        `accepted` is called with the client's address and port for each connection that comes, and returns its
+        application, which is then `opened`; or None, and the client is reset. It goes on listening until it is closed.
+        Other clients that connect to the port are reset. Once this returns, the port is part of the next checkpoint:
+        what is written to the client in the same turn reaches it only when that is stored.
+        """
+
+    def connect(
+        self,
+        role: str,
+        local_port: int,
+        remote: tuple[str, int],
+        application: Application,
+        failed: Callable[[str], None],
+    ) -> Awaited:
+        """Connect to the client from VIP:`local_port`. Ends with `application.opened`, or with `failed` and why; the
+        application is told nothing then."""
+
+    def connections(self) -> list[Member]:
+        """The bundle's data connections over TCP. In the control application's `ready` they are all recreated; theirs
+        is called right after it."""
+
+    def parts(self) -> list[Part]:
+        """Everything that the bundle consists of but its control connection, as it stands in the checkpoint."""
+
+
 class Stream(Protocol):
     """What an application may do with its connection. All positions are of the send direction."""
 
     @property
     def connection(self) -> FourTuple: ...
+
+    @property
+    def bundle(self) -> Bundle:
+        """The related connections that this one belongs to, or may open: then it is the control connection."""
 
     def write(self, data: bytes) -> Seq:
         """Plan literal bytes. Returns the current or *future* sequence number of the first.
@@ -55,8 +175,9 @@ class Stream(Protocol):
         (`state.datablock.LIMIT_BYTES`): a connection with more than that is reset, so look at `unacknowledged` first.
         """
 
-    def send_object(self, opened: OpenObject, offset: int, length: int) -> Seq:
-        """Plan a run of a file's bytes, which the kernel sends: no limit. `opened` is the connection's from now on.
+    def send_object(self, opened: OpenObject | GeneratedObject, offset: int, length: int) -> Seq:
+        """Plan a run of an object's bytes: no limit. Of a file, the kernel sends them; of a generated object they are
+        computed when the kernel has room for them. `opened` is the connection's from now on.
 
         Returns the current or *future* sequence number of byte `offset`. Raises `MapError` if the object has not so
         many bytes.
@@ -87,6 +208,28 @@ class Stream(Protocol):
         """Call back once, after so long. Timers are the connection's: its end cancels them, and none is taken over:
         `Application.ready` starts them again."""
 
+    def release(self, position: int | None) -> None:
+        """Nothing from `position` on is handed to the kernel until a later call says so; None: no limit.
+
+        So a stream is paced by a clock although all of it is planned. The limit is no part of checkpoints: a backup's
+        application sets it in `ready`, before anything is sent.
+        """
+
+    def truncate(self, position: int) -> None:
+        """Plan nothing from `position` on: what was planned there and not handed over yet is forgotten, and what is
+        planned next goes there. Sent only once a checkpoint of it is stored, as everything is.
+
+        Raises `MapError` when bytes from there on were handed over (`handed_over`), or none were planned.
+        """
+
+    @property
+    def handed_over(self) -> int:
+        """Position up to which bytes were handed to the kernel, of this server or of an earlier owner."""
+
+    @property
+    def planned(self) -> int:
+        """Position after the last planned byte."""
+
     def close(self) -> None:
         """Close in good order once everything planned was sent."""
 
@@ -99,7 +242,7 @@ class Stream(Protocol):
 
     @property
     def unacknowledged(self) -> int:
-        """Bytes planned that the client is not known to have."""
+        """Bytes planned that the client is not known to have. In `Application.ended`: that it may never get."""
 
 
 class Application(ABC):
@@ -139,12 +282,39 @@ class Application(ABC):
         """The connection was recreated here: the client has everything below `position` (claims 2, 12, 13), which
         is the acknowledged byte's place in the stream; `stream.object_at(position)` is the object's byte.
 
+        Of a bundle, the control connection's application comes first: every connection of the bundle has proven itself
+        and is recreated then, and nothing is sent yet.
+
         Sending of what was planned goes on by itself; the application resumes its part: next requests, timers.
         """
 
     @abstractmethod
     def ended(self) -> None:
-        """The connection is over, for whatever reason. Release what is held."""
+        """The connection is over, for whatever reason. Release what is held.
+
+        When a control connection ends, what is left of its bundle is reset; when a data connection ends, nothing else.
+        """
+
+    def generate(self, ref: ObjectRef) -> GeneratedObject:
+        """The object that this protocol computed and planned on another server (`ref.parameters` are its own). Called
+        whenever an unready connection is built of a checkpoint that names one: it should be quick the second time.
+
+        Raises `ObjectMissing` when the file or the parameters are of no use here.
+        """
+        raise ObjectMissing(f"{ref.identifier}: {self.name} computes no objects")
+
+
+@dataclass(frozen=True)
+class PartKind:
+    """How to make the application of a data connection from a checkpoint (claim 14)."""
+
+    name: str
+    """As in `Application.name`."""
+    unready: Callable[[DocumentRoot, DataBlock], Application]
+    """From a checkpoint, before any failure; raises `CheckpointRefused` if it cannot be used."""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -157,24 +327,35 @@ class ApplicationKind:
     """For a new connection."""
     unready: Callable[[DocumentRoot, DataBlock], Application]
     """From a checkpoint, before any failure; raises `CheckpointRefused` if it cannot be used."""
+    parts: tuple[PartKind, ...] = ()
+    """The applications of its bundles' data connections."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.name) <= 64 or self.name in (TCP, STREAM):
-            raise LocalError(f"{self.name!r} cannot be the name of a protocol: 1 to 64 characters, not tcp or stream")
+        _check_name(self.name)
+
+
+def _check_name(name: str) -> None:
+    reserved = (TCP, STREAM, BUNDLE)
+    if not 1 <= len(name) <= 64 or name in reserved:
+        raise LocalError(
+            f"{name!r} cannot be the name of a protocol: 1 to 64 characters, none of {', '.join(reserved)}"
+        )
 
 
 class Registry:
     """The application protocols that a server knows, by the name that checkpoints and configuration use."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, ApplicationKind] = {}
+        self._kinds: dict[str, ApplicationKind | PartKind] = {}
 
     def add(self, kind: ApplicationKind) -> None:
-        """Raises `LocalError` when another protocol has that name: their checkpoints could not be told apart."""
-        if self._kinds.setdefault(kind.name, kind) is not kind:
-            raise LocalError(f"two different protocols are named {kind.name}")
+        """With its parts. Raises `LocalError` when another has that name: checkpoints could not be told apart."""
+        kinds: list[ApplicationKind | PartKind] = [kind, *kind.parts]
+        for one in kinds:
+            if self._kinds.setdefault(one.name, one) is not one:
+                raise LocalError(f"two different protocols are named {one.name}")
 
-    def kind(self, name: str) -> ApplicationKind:
+    def kind(self, name: str) -> ApplicationKind | PartKind:
         """Raises `CheckpointRefused` when this server does not know the protocol."""
         try:
             return self._kinds[name]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dataplane.judge import Proof
 from dataplane.sequence import Seq
-from dataplane.sequence_map import SequenceMap
+from dataplane.sequence_map import MapError, SequenceMap
 from state.datablock import DataBlock
 from state.sections import LIMIT_EXTENTS, STREAM, ObjectRef, StreamSection
 
@@ -45,8 +45,14 @@ class ByteStream:
     def __init__(self, map_: SequenceMap) -> None:
         self.map = map_
         self.sent = map_.acked
+        self.reached = map_.acked
+        """Up to here the client may have bytes, in order or not: what is planned below stays as it is."""
         self.stored = map_.acked
         """Up to here a stored checkpoint covers the stream."""
+        self.released: int | None = None
+        """Nothing from here on may be handed to the kernel yet, says the application; None: it does not say."""
+        self.plan = 0
+        """Grows when what was planned is planned anew: a checkpoint of an earlier plan covers nothing of this one."""
         self.received = 0
         self.input_ended = False
         self.closing = False
@@ -57,6 +63,7 @@ class ByteStream:
         """The stream of a checkpoint, where the client has proven to stand."""
         stream = cls(SequenceMap.restored(iss, section.acked, section.objects, section.extents, section.labels))
         stream.rewind(proof)
+        stream.reached = max(stream.reached, min(section.sent, stream.map.end))
         stream.stored = stream.map.end  # the old owner's checkpoint covers it all
         stream.received = section.received
         stream.input_ended = section.input_ended
@@ -66,33 +73,54 @@ class ByteStream:
 
     def next(self) -> Literal | Run | None:
         """What to hand to the kernel next; None when there is nothing, or nothing that is stored yet."""
-        if self.sent >= self.stored:
+        limit = self.limit
+        if self.sent >= limit:
             return None
         location = self.map.locate(self.sent)
         if location is None:
             return None
-        length = min(location.extent.end, self.stored) - self.sent
+        length = min(location.extent.end, limit) - self.sent
         if location.object is None:
             assert location.extent.literal is not None
             return Literal(location.extent.literal[location.into : location.into + length])
         return Run(location.object, location.offset, length)
 
+    @property
+    def limit(self) -> int:
+        """Up to here bytes may go to the kernel: a checkpoint covers them, and the application has released them."""
+        return self.stored if self.released is None else min(self.stored, self.released)
+
+    def truncate(self, position: int) -> None:
+        """Plan nothing from `position` on. Raises `MapError` when the client may have bytes from there on, sent by this
+        server or by an earlier owner, or when none are planned.
+
+        What is planned there next is covered only by a checkpoint that is made after this.
+        """
+        if position < self.reached:
+            raise MapError(f"cannot truncate at {position}: bytes up to {self.reached} were handed over")
+        self.map.truncate(position)
+        self.stored = min(self.stored, position)
+        self.plan += 1
+
     def rewind(self, proof: Proof) -> None:
         """The kernel's connection is made anew from this proof: everything beyond it is to be sent again."""
         self.sent = min(proof.position, self.map.end)
+        self.reached = max(self.reached, self.sent, proof.sacked)
         self.map.acknowledge(self.sent)
 
     def handed_over(self, count: int) -> bool:
         """The kernel took `count` bytes. True when the checkpoint has grown old and must be made again."""
         self.sent += count
+        self.reached = max(self.reached, self.sent)
         if self.sent >= self._refresh_at:
             self._refresh_at = self.sent + REFRESH_BYTES
             return True
         return False
 
-    def checkpointed(self, position: int) -> None:
-        """A checkpoint covering everything below `position` is stored."""
-        self.stored = max(self.stored, position)
+    def checkpointed(self, position: int, plan: int | None = None) -> None:
+        """A checkpoint covering everything below `position` of that `plan` (None: the present one) is stored."""
+        if plan is None or plan == self.plan:
+            self.stored = max(self.stored, position)
 
     @property
     def crowded(self) -> bool:

@@ -7,28 +7,35 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cached_property
 
 from dataplane import Application, DocumentRoot
+from dataplane.bundle import LiveBundle
 from dataplane.connection import LiveConnection
+from dataplane.passive_ports import PassivePorts
 from dataplane.sequence import Seq
 from dataplane.sequence_map import SequenceMap
 from dataplane.stack import TcpLayer
 from dataplane.stream import ByteStream
+from state.configuration import Service
 from state.datablock import DataBlock, FourTuple
 from tests.unit.builders import IRS, ISS, tcp_section
 
 
 class StoringHost:
-    """`connection.Host`. `checkpoints` are the blocks in their order, with the wire's codec between; with `stores`
-    false they are never said to be stored, so that nothing goes out."""
+    """`bundle.BundleHost`. `checkpoints` are the blocks in their order, with the wire's codec between; with `stores`
+    false they are never said to be stored, so that nothing goes out. `service` is what bundles are of."""
 
-    name, incarnation, epoch = "s1", 1, 1
+    name, incarnation, epoch, interface = "s1", 1, 1, socket.if_nametoindex("lo")
+    service, affinity = Service(7000, "plain"), "service"
 
     def __init__(self, root: DocumentRoot, stores: bool) -> None:
         self.root = root
         self.stores = stores
         self.checkpoints: list[DataBlock] = []
         self.over = asyncio.Event()
+        self.connections: list[LiveConnection] = []
+        """Data connections of bundles, in the order of their opening."""
 
     def wall_clock(self) -> int:
         return time.time_ns()
@@ -39,7 +46,18 @@ class StoringHost:
             asyncio.get_running_loop().call_soon(stored)
 
     def ended(self, connection: LiveConnection) -> None:
-        self.over.set()
+        if connection not in self.connections:
+            self.over.set()
+
+    @cached_property
+    def passive(self) -> PassivePorts:
+        return PassivePorts()
+
+    def opened(self, connection: LiveConnection) -> None:
+        self.connections.append(connection)
+
+    def bundle(self, connection: LiveConnection) -> LiveBundle:
+        return LiveBundle(self, connection, self.service, self.affinity)
 
 
 class Live:

@@ -12,7 +12,7 @@ import pytest
 from dataplane.backup import UnreadySet
 from dataplane.http import HTTP
 from dataplane.http.protocol import HttpSection
-from dataplane.objects import DocumentRoot
+from dataplane.objects import DocumentRoot, key_of
 from dataplane.stack import Registry
 from state.datablock import DataBlock
 from state.sections import STREAM, TCP
@@ -61,7 +61,7 @@ def test_a_checkpoint_becomes_an_unready_connection_with_its_objects_open(unread
     assert (unready.count("web1"), unready.refused) == (1, {})
     (entry,) = unready.take("web1")
     assert entry.header == header()
-    assert entry.objects.keys() == {FILE.identifier}
+    assert entry.objects.keys() == {key_of(FILE)}
     assert entry.missing == set()
     unready.release(entry)
 
@@ -70,7 +70,7 @@ def test_an_object_that_is_not_here_is_known_ahead_of_any_failure(unready: Unrea
     (tmp_path / "film.bin").unlink()
     unready.build("web1", [encoded()])
     (entry,) = unready.take("web1")
-    assert (entry.objects, entry.missing) == ({}, {FILE.identifier})
+    assert (entry.objects, entry.missing) == ({}, {key_of(FILE)})
 
 
 def test_a_newer_checkpoint_takes_the_place_of_an_older_one(unready: UnreadySet) -> None:

@@ -1,0 +1,747 @@
+"""Bundles where root is needed, without a switch: data connections that are read at their beginning and recreated at a
+backup, on this machine's loopback. The kernel's part is real; what the clients prove is decided by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dataplane import Application, ApplicationKind, DataBlock, DocumentRoot, PartKind, Stream, segment
+from dataplane.all_or_none import CONTROL_OVER, PART_MISSING
+from dataplane.backup import (
+    CLIENT_GONE,
+    CLIENT_SILENT,
+    INPUT_LOST,
+    NO_PROOF,
+    NOT_RECREATED,
+    OBJECT_MISSING,
+    Progress,
+    Takeover,
+    Unready,
+    UnreadySet,
+)
+from dataplane.bundle import LiveBundle
+from dataplane.connection import LiveConnection
+from dataplane.judge import Doubt, Expectation, Proof
+from dataplane.prover import Key, Patience, Verdict, key_of
+from dataplane.sequence import Seq
+from dataplane.stack import Registry
+from state.configuration import Service
+from state.datablock import FourTuple, Header
+from state.ports import DataPorts
+from state.sections import (
+    BUNDLE,
+    CONTROL,
+    STREAM,
+    TCP,
+    BundleSection,
+    Extent,
+    ObjectRef,
+    Part,
+    StreamSection,
+    TcpSection,
+)
+from tests.unit.builders import document_root
+from tests.unit.live import Live, StoringHost, live
+
+HERE = "127.0.0.1"
+ADDRESS = socket.inet_aton(HERE)
+ISS, IRS, TSVAL = 0xFFFF_FFF0, 7000, 1_000_000
+
+
+class Nothing(msgspec.Struct, array_like=True):
+    pass
+
+
+class Noting(Application):
+    """Notes what it is told, in one list for all."""
+
+    name = "noting/1"
+
+    def __init__(self, notes: list[str], role: str = CONTROL) -> None:
+        self.notes = notes
+        self.role = role
+        self.stream: Stream | None = None
+        self.at_end: int | None = None
+
+    def note(self, what: str) -> None:
+        self.notes.append(f"{self.role} {what}")
+
+    def opened(self, stream: Stream) -> None:
+        self.stream = stream
+        self.note("opened")
+
+    def ready(self, stream: Stream, position: int) -> None:
+        self.stream = stream
+        self.note(f"ready at {position} with {len(stream.bundle.connections())}")
+
+    def received(self, data: bytes) -> None:
+        self.note(f"received {data.decode()}")
+
+    def input_ended(self) -> None:
+        self.note("input ended")
+
+    def drained(self) -> None:
+        self.note("drained")
+
+    def ended(self) -> None:
+        self.at_end = self.stream.unacknowledged if self.stream is not None else None
+        self.note("ended")
+
+    def checkpoint(self, block: DataBlock) -> None:
+        block.append(self.name, Nothing())
+
+
+class NotingData(Noting):
+    name = "noting-data/1"
+
+
+# --- on the owner ---
+@dataclass
+class Scene:
+    """A control connection, and the parts that are opened on it."""
+
+    control: Live
+    bundle: LiveBundle
+    port: int
+    notes: list[str]
+
+    def data(self, role: str = "data") -> NotingData:
+        return NotingData(self.notes, role)
+
+    def blocks(self) -> dict[str, DataBlock]:
+        """The last checkpoint of each role."""
+        found = {}
+        for block in self.control.host.checkpoints:
+            section = block.section(BUNDLE, BundleSection) if block.header.bundle else None
+            found[section.role if section is not None else "alone"] = block
+        return found
+
+    async def connected(self) -> socket.socket:
+        """A client's end of a data connection to the service's port."""
+        sock = socket.socket()
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (HERE, self.port))
+        return sock
+
+
+def on_owner(folder: Path, test: Callable[[Scene], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> Scene:
+    async def run() -> Scene:
+        with socket.create_server((HERE, 0)) as probe:
+            port = probe.getsockname()[1]
+        service = Service(7000, "noting", data_ports=(DataPorts(port, port, "tcp"),))
+        monkeypatch.setattr(StoringHost, "service", service)
+        notes: list[str] = []
+        with document_root(folder, film=bytes(200_000)) as root:
+            async with live(root, Noting(notes)) as made:
+                made.connection.start()
+                bundle = made.connection.bundle
+                assert isinstance(bundle, LiveBundle)
+                scene = Scene(made, bundle, port, notes)
+                await test(scene)
+            made.host.passive.close()
+        return scene
+
+    return asyncio.run(run())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Turns of the loop pass until it is so; `live` limits the time."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def test_a_data_connection_that_a_client_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(scene: Scene) -> None:
+        loop = asyncio.get_running_loop()
+        data = scene.data()
+        peers: list[tuple[str, int]] = []
+        awaited = scene.bundle.listen("data", lambda peer: peers.append(peer) or data)
+        client = await scene.connected()
+        await until(lambda: "data opened" in scene.notes)
+        awaited.close()
+        assert peers == [client.getsockname()]
+        (member,) = scene.bundle.connections()
+        assert (member.role, member.application, member.stream.bundle) == ("data", data, scene.bundle)
+        assert scene.bundle.control is scene.control.connection.application
+        member.stream.write(b"hello")
+        assert await loop.sock_recv(client, 100) == b"hello"
+        await loop.sock_sendall(client, b"word")
+        await until(lambda: "data received word" in scene.notes)
+
+        blocks = scene.blocks()
+        data_block, control_block = blocks["data"], blocks[CONTROL]
+        assert data_block.header.bundle == control_block.header.bundle == control_block.header.connection.id
+        assert [section.name for section in data_block.sections] == [TCP, STREAM, BUNDLE, NotingData.name]
+        assert control_block.section(BUNDLE, BundleSection).parts == [
+            Part("data", "tcp", scene.port, HERE, client.getsockname()[1])
+        ]
+        for block in blocks.values():
+            if block.header.bundle:
+                block.section(BUNDLE, BundleSection).check(block.header.connection.id)
+        client.close()
+        await until(lambda: "data input ended" in scene.notes)
+        member.stream.close()
+        await until(lambda: "data ended" in scene.notes)
+        assert data.at_end == 0
+        assert scene.bundle.connections() == [] and not scene.control.connection.over
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+def test_the_blocks_of_a_bundle_are_made_in_one_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that they travel in one message. The control connection's says that there is a part, never before the part's
+    own is there, and that there is none, before it is told that the part is over."""
+    turns: list[list[str]] = [[]]
+
+    async def test(scene: Scene) -> None:
+        host = scene.control.host
+        store, ended = host.store, host.ended
+
+        def noting_store(block: bytes, stored: Callable[[], None]) -> None:
+            if not turns[-1]:
+                asyncio.get_running_loop().call_soon(turns.append, [])
+            made = DataBlock.decode(block)
+            parts = len(made.section(BUNDLE, BundleSection).parts) if made.header.bundle else 0
+            turns[-1].append(f"{made.header.protocol} {parts}")
+            store(block, stored)
+
+        def noting_end(connection: LiveConnection) -> None:
+            # As the agent does: first what the bundle is now, then that the connection is over.
+            assert connection.related is not None
+            connection.related.checkpoint_others(connection)
+            turns[-1].append(f"{connection.application.name} over")
+            ended(connection)
+
+        monkeypatch.setattr(host, "store", noting_store)
+        monkeypatch.setattr(host, "ended", noting_end)
+        awaited = scene.bundle.listen("data", lambda peer: scene.data())
+        client = await scene.connected()
+        await until(lambda: "data opened" in scene.notes)
+        awaited.close()
+        await until(lambda: any("noting-data/1 0" in turn for turn in turns))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+        await until(lambda: any("noting-data/1 over" in turn for turn in turns))
+
+    on_owner(tmp_path, test, monkeypatch)
+    written = [turn for turn in turns if turn]
+    first = next(turn for turn in written if "noting-data/1 0" in turn)
+    assert set(first) == {"noting-data/1 0", "noting/1 2"}, "the part, and the port that still listens"
+    last = next(turn for turn in written if "noting-data/1 over" in turn)
+    assert last[-2:] == ["noting/1 0", "noting-data/1 over"]
+
+
+def test_a_data_connection_that_the_server_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(scene: Scene) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server((HERE, 0)) as listener:
+            listener.setblocking(False)
+            remote = listener.getsockname()
+            scene.bundle.connect("data", scene.port, remote, scene.data(), scene.notes.append)
+            assert scene.bundle.parts() == [Part("data", "tcp", scene.port)]
+            client, peer = await loop.sock_accept(listener)
+            assert peer == (HERE, scene.port)
+            await until(lambda: "data opened" in scene.notes)
+            assert scene.bundle.parts() == [Part("data", "tcp", scene.port, *remote)]
+            await until(lambda: "data" in scene.blocks())
+            client.close()
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+def test_a_connection_that_cannot_be_opened_is_said_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(scene: Scene) -> None:
+        with socket.socket() as closed:
+            closed.bind((HERE, 0))
+            remote = closed.getsockname()
+            scene.bundle.connect("data", scene.port, remote, scene.data(), scene.notes.append)
+            await until(lambda: scene.notes[-1:] == ["connection refused"])
+        assert scene.bundle.parts() == []
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+def test_a_connect_that_is_given_up_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(scene: Scene) -> None:
+        with socket.create_server((HERE, 0)) as listener:
+            scene.bundle.connect("data", scene.port, listener.getsockname(), scene.data(), scene.notes.append).close()
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert scene.notes == ["control opened"] and scene.bundle.parts() == []
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+def test_who_is_not_wanted_is_reset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(scene: Scene) -> None:
+        scene.bundle.listen("data", lambda peer: None)
+        with pytest.raises(ConnectionResetError):
+            client = await scene.connected()
+            await asyncio.get_running_loop().sock_recv(client, 1)
+        assert scene.bundle.connections() == [] and not scene.control.connection.over
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+def test_the_end_of_the_control_connection_resets_the_data_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(scene: Scene) -> None:
+        scene.bundle.listen("data", lambda peer: scene.data())
+        client = await scene.connected()
+        await until(lambda: "data opened" in scene.notes)
+        scene.control.connection.reset()
+        assert scene.notes[-2:] == ["control ended", "data ended"]
+        with pytest.raises(ConnectionResetError):
+            await asyncio.get_running_loop().sock_recv(client, 1)
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+def test_what_another_server_has_ends_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(scene: Scene) -> None:
+        scene.bundle.listen("data", lambda peer: scene.data())
+        client = await scene.connected()
+        await until(lambda: "data opened" in scene.notes)
+        scene.control.connection.abandon()
+        assert scene.notes[-2:] == ["control ended", "data ended"]
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+        with pytest.raises(BlockingIOError):
+            scene.control.client.recv(1)
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+def test_a_server_that_leaves_hands_all_of_a_bundle_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its kernel has acknowledged is in the last blocks, and the part is still a part in them."""
+
+    async def test(scene: Scene) -> None:
+        scene.bundle.listen("data", lambda peer: scene.data())
+        client = await scene.connected()
+        await until(lambda: "data" in scene.blocks())
+        client.send(b"last word")
+        scene.control.client.send(b"word")
+        (member,) = scene.bundle.connections()
+        connection = member.stream
+        assert isinstance(connection, LiveConnection)
+        scene.control.connection.hand_in()
+        assert connection.over
+        blocks = scene.blocks()
+        assert blocks["data"].section(STREAM, StreamSection).received == 9
+        assert blocks[CONTROL].section(STREAM, StreamSection).received == 4
+        assert [part.remote_port for part in blocks[CONTROL].section(BUNDLE, BundleSection).parts] == [
+            client.getsockname()[1],
+            0,
+        ]
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+def test_an_end_says_what_the_client_may_never_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(scene: Scene) -> None:
+        data = scene.data()
+        scene.bundle.listen("data", lambda peer: data)
+        client = await scene.connected()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await until(lambda: "data opened" in scene.notes)
+        (member,) = scene.bundle.connections()
+        member.stream.write(b"x" * 30_000)
+        await asyncio.get_running_loop().sock_recv(client, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+        await until(lambda: "data ended" in scene.notes)
+        assert data.at_end is not None and data.at_end == member.stream.unacknowledged >= 0
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+# --- on a backup ---
+@dataclass
+class Net:
+    """Stands for `Proving`: what clients prove is said by the test, what is sent to them is noted."""
+
+    decided: dict[Key, Callable[[Verdict], None]] = field(default_factory=dict)
+    sent: list[segment.Segment] = field(default_factory=list)
+
+    def prove(self, expected: Expectation, patience: Patience, decided: Callable[[Verdict], None]) -> Key:
+        self.decided[key_of(expected)] = decided
+        return key_of(expected)
+
+    def give_up(self, key: Key) -> None:
+        self.decided.pop(key, None)
+
+    def turn(self) -> None:
+        """Nothing is due."""
+
+    def send(self, packet: bytes) -> None:
+        self.sent.append(segment.parse(packet))
+
+    def resets(self) -> set[int]:
+        """Client ports that were sent an RST."""
+        return {one.destination_port for one in self.sent if one.flags & segment.RST}
+
+
+class Backup(StoringHost):
+    """Host and adopter of a takeover."""
+
+    def __init__(self, root: DocumentRoot) -> None:
+        super().__init__(root, True)
+        self.adopted: list[LiveConnection] = []
+        self.ends: list[str] = []
+        self.resumed: list[str] = []
+        self.reset: list[tuple[str, str]] = []
+        self.waiting = -1
+
+    def adopt(self, connection: LiveConnection, proof: Proof) -> None:
+        self.adopted.append(connection)
+
+    def over_(self, connection: str) -> None:
+        self.ends.append(connection)
+
+    def report(self, takeover: int, progress: Progress, waiting: int) -> None:
+        self.resumed += progress.resumed
+        self.reset += progress.reset
+        self.waiting = waiting
+
+
+CONTROL_PORT, FIRST, SECOND = 39_001, 39_002, 39_003
+SERVICE_PORT, DATA_PORT = 38_021, 38_020
+IDLE = StreamSection(0, 0, 0, False, False, [], [])
+CLOSING = StreamSection(0, 5, 0, False, True, [], [Extent(0, 5, literal=b"hello")])
+AT_ITS_END = StreamSection(5, 5, 0, True, True, [], [Extent(0, 5, literal=b"hello")])
+WITH_OBJECT = StreamSection(0, 0, 0, False, False, [ObjectRef("/lost.bin", 5, 1, b"")], [Extent(0, 5, object=0)])
+
+
+def four(client_port: int) -> FourTuple:
+    return FourTuple(ADDRESS, SERVICE_PORT if client_port == CONTROL_PORT else DATA_PORT, ADDRESS, client_port)
+
+
+def block(client_port: int, stream: StreamSection = IDLE, listed: tuple[int, ...] = (FIRST, SECOND)) -> bytes:
+    is_control = client_port == CONTROL_PORT
+    header = Header(
+        "s1",
+        1,
+        1,
+        1,
+        1,
+        four(client_port),
+        Noting.name if is_control else NotingData.name,
+        ISS,
+        IRS,
+        (ISS + 1 + stream.acked) % 2**32,
+        (ISS + 1 + stream.sent) % 2**32,
+        IRS + 1 + stream.received + stream.input_ended,
+        stream.objects[0].identifier if stream.objects else "",
+        (ISS + 1) % 2**32 if stream.objects else 0,
+        bundle=four(CONTROL_PORT).id,
+    )
+    made = DataBlock(header)
+    made.append(TCP, TcpSection(1460, 7, 7, True, True, True, TSVAL, 65535))
+    made.append(STREAM, stream)
+    parts = [Part("data", "tcp", DATA_PORT, HERE, port) for port in listed] if is_control else []
+    made.append(BUNDLE, BundleSection(header.bundle, CONTROL if is_control else "data", parts))
+    made.append(header.protocol, Nothing())
+    return made.encode()
+
+
+@dataclass
+class TakingOver:
+    """A takeover of these blocks has begun."""
+
+    net: Net
+    backup: Backup
+    takeover: Takeover
+    notes: list[str]
+    entries: dict[int, Unready]
+
+    def proves(self, client_port: int, position: int = 0, missing: int = 0) -> None:
+        entry = self.entries[client_port]
+        seq = Seq(entry.header.rcv_nxt)
+        ack = Seq(ISS + 1 + position)
+        proof = Proof(ack, position, seq + missing, missing, 65535, 5, TSVAL, position)
+        self._decide(client_port, Verdict(key_of(entry.expected), proof))
+
+    def fails(self, client_port: int, doubt: Doubt = Doubt.GONE) -> None:
+        self._decide(client_port, Verdict(key_of(self.entries[client_port].expected), doubt))
+
+    def _decide(self, client_port: int, verdict: Verdict) -> None:
+        self.net.decided.pop(verdict.key)(verdict)
+
+    @property
+    def waits_for(self) -> set[int]:
+        return {port for _, port, _, _ in self.net.decided}
+
+    async def outcome(self) -> tuple[set[int], dict[int, str]]:
+        """Client ports that were resumed, and those that were reset with their reasons."""
+        await asyncio.sleep(0)
+        resumed = {port for port in self.entries if four(port).id in self.backup.resumed}
+        return resumed, {
+            port: dict(self.backup.reset)[four(port).id]
+            for port in self.entries
+            if four(port).id in dict(self.backup.reset)
+        }
+
+
+@contextmanager
+def registry(notes: list[str]) -> Iterator[Registry]:
+    made = Registry()
+    data = PartKind(NotingData.name, lambda root, block: NotingData(notes, _name(block)))
+    made.add(ApplicationKind(Noting.name, lambda root: Noting(notes), lambda root, block: Noting(notes), (data,)))
+    yield made
+
+
+def _name(block: DataBlock) -> str:
+    return f"data {block.header.connection.destination_port}"
+
+
+def taken_over(
+    folder: Path,
+    blocks: dict[int, bytes],
+    test: Callable[[TakingOver], Awaitable[None]],
+    speaking: float = 60.0,
+) -> TakingOver:
+    async def run() -> TakingOver:
+        notes: list[str] = []
+        with document_root(folder) as root, registry(notes) as known:
+            backup = Backup(root)
+            unready = UnreadySet(backup, known)
+            unready.build("s1", blocks.values())
+            assert unready.refused == {} and unready.count("s1") == len(blocks)
+            entries = unready.take("s1")
+            net = Net()
+            adopter = _Adopter(backup)
+            takeover = Takeover(1, backup, adopter, net, entries, Patience(speaking, 60.0))  # type: ignore[arg-type]
+            by_port = {entry.header.connection.destination_port: entry for entry in entries}
+            scene = TakingOver(net, backup, takeover, notes, by_port)
+            takeover.begin()
+            try:
+                async with asyncio.timeout(10):
+                    await test(scene)
+            finally:
+                takeover.end()
+                for connection in backup.adopted:
+                    connection.abandon()
+            return scene
+
+    return asyncio.run(run())
+
+
+class _Adopter:
+    def __init__(self, backup: Backup) -> None:
+        self.adopt, self.report, self.over = backup.adopt, backup.report, backup.over_
+
+
+ALL = {CONTROL_PORT, FIRST, SECOND}
+
+
+def three(first: StreamSection = IDLE, control: StreamSection = IDLE) -> dict[int, bytes]:
+    return {CONTROL_PORT: block(CONTROL_PORT, control), FIRST: block(FIRST, first), SECOND: block(SECOND)}
+
+
+@pytest.mark.parametrize("order", [(CONTROL_PORT, FIRST, SECOND), (SECOND, FIRST, CONTROL_PORT)])
+def test_all_are_resumed_together_and_the_control_connection_is_told_first(tmp_path: Path, order: tuple[int]) -> None:
+    async def test(scene: TakingOver) -> None:
+        for port in order:
+            assert scene.backup.adopted == [] and scene.notes == []
+            scene.proves(port)
+        assert await scene.outcome() == (ALL, {}) and scene.backup.waiting == 0
+        assert scene.backup.adopted[0].connection == four(CONTROL_PORT)
+        assert scene.notes[0] == "control ready at 0 with 2"
+        assert sorted(scene.notes[1:]) == [f"data {port} ready at 0 with 2" for port in (FIRST, SECOND)]
+        control, *parts = scene.backup.adopted
+        assert all(part.bundle is control.bundle for part in parts)
+        assert {part.local_port for part in control.bundle.parts()} == {DATA_PORT}
+        await asyncio.sleep(0)
+        sections = [made.section(BUNDLE, BundleSection) for made in scene.backup.checkpoints]
+        assert sorted(section.role for section in sections) == [CONTROL, "data", "data"]
+        assert not scene.net.resets()
+
+    taken_over(tmp_path, three(), test)
+
+
+@pytest.mark.parametrize(
+    ("port", "doubt", "reason"),
+    [
+        (FIRST, Doubt.GONE, CLIENT_GONE),
+        (CONTROL_PORT, Doubt.GONE, CLIENT_GONE),
+        (FIRST, Doubt.UNPROVEN, NO_PROOF),
+        (SECOND, Doubt.SILENT, CLIENT_SILENT),
+    ],
+)
+@pytest.mark.parametrize("proven_before", [0, 1, 2])
+def test_if_one_cannot_be_resumed_none_is(
+    tmp_path: Path, port: int, doubt: Doubt, reason: str, proven_before: int
+) -> None:
+    async def test(scene: TakingOver) -> None:
+        others = sorted(ALL - {port})
+        for other in others[:proven_before]:
+            scene.proves(other)
+        scene.fails(port, doubt)
+        assert await scene.outcome() == (set(), dict.fromkeys(ALL, reason))
+        assert scene.waits_for == set() and scene.backup.waiting == 0
+        assert scene.backup.adopted == []
+        # Who knows of no such connection needs no RST; all others get one.
+        assert scene.net.resets() == ALL - ({port} if doubt is Doubt.GONE else set())
+        assert len([note for note in scene.notes if note.endswith("ended")]) == 3
+
+    taken_over(tmp_path, three(), test)
+
+
+def test_an_object_that_is_missing_for_one_resets_all(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.proves(CONTROL_PORT)
+        scene.proves(FIRST)
+        assert await scene.outcome() == (set(), dict.fromkeys(ALL, OBJECT_MISSING))
+        assert scene.net.resets() == ALL
+
+    taken_over(tmp_path, three(WITH_OBJECT), test)
+
+
+def test_if_the_kernel_refuses_one_none_is_resumed(tmp_path: Path) -> None:
+    """Its address is taken: a socket of this host has the very connection."""
+
+    async def test(scene: TakingOver) -> None:
+        with socket.create_server((HERE, SECOND)), socket.socket() as taken:
+            taken.bind((HERE, DATA_PORT))
+            taken.connect((HERE, SECOND))
+            for port in ALL:
+                scene.proves(port)
+            assert await scene.outcome() == (set(), dict.fromkeys(ALL, NOT_RECREATED))
+        assert scene.backup.adopted == [] and scene.net.resets() == ALL
+
+    taken_over(tmp_path, three(), test)
+
+
+@pytest.mark.parametrize("present", [{CONTROL_PORT, FIRST}, {FIRST, SECOND}, {CONTROL_PORT}, {SECOND}])
+def test_a_bundle_of_which_a_checkpoint_is_missing_is_reset_at_once(tmp_path: Path, present: set[int]) -> None:
+    async def test(scene: TakingOver) -> None:
+        assert await scene.outcome() == (set(), dict.fromkeys(present, PART_MISSING))
+        assert scene.waits_for == set() and scene.net.resets() == present
+
+    taken_over(tmp_path, {port: made for port, made in three().items() if port in present}, test)
+
+
+def test_a_part_that_had_ended_already_is_no_part(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        assert scene.waits_for == {CONTROL_PORT, FIRST}
+        scene.proves(CONTROL_PORT)
+        scene.proves(FIRST)
+        assert await scene.outcome() == (ALL, {})
+        assert scene.backup.ends == [four(SECOND).id]
+        assert "control ready at 0 with 1" in scene.notes and not scene.net.resets()
+
+    taken_over(tmp_path, three() | {CONTROL_PORT: block(CONTROL_PORT, listed=(FIRST,))}, test)
+
+
+def test_a_client_that_has_closed_what_the_server_was_closing_ends_nothing_else(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.proves(CONTROL_PORT)
+        scene.fails(FIRST, Doubt.GONE)
+        assert scene.backup.adopted == []
+        scene.proves(SECOND)
+        assert await scene.outcome() == (ALL, {}) and scene.backup.ends == [four(FIRST).id]
+        assert len(scene.backup.adopted) == 2 and not scene.net.resets()
+
+    taken_over(tmp_path, three(CLOSING), test)
+
+
+def test_one_that_both_sides_have_closed_is_not_waited_for_and_may_come_later(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.proves(CONTROL_PORT)
+        scene.proves(SECOND)
+        assert (await scene.outcome())[0] == {CONTROL_PORT, SECOND}
+        scene.proves(FIRST, 5)
+        assert await scene.outcome() == (ALL, {})
+        assert scene.backup.adopted[2].bundle is scene.backup.adopted[0].bundle
+        assert f"data {FIRST} ready at 5 with 2" in scene.notes
+
+    taken_over(tmp_path, three(AT_ITS_END), test)
+
+
+def test_one_that_comes_later_than_the_end_of_its_bundle_is_reset(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.proves(CONTROL_PORT)
+        scene.proves(SECOND)
+        scene.backup.adopted[0].reset()
+        scene.proves(FIRST, 5)
+        assert await scene.outcome() == ({CONTROL_PORT, SECOND}, {FIRST: CONTROL_OVER})
+        assert scene.net.resets() == {FIRST}
+
+    taken_over(tmp_path, three(AT_ITS_END), test)
+
+
+def test_a_control_connection_that_is_over_takes_its_parts_with_it(tmp_path: Path) -> None:
+    """The client has everything of it, and the FIN."""
+
+    async def test(scene: TakingOver) -> None:
+        scene.proves(FIRST)
+        scene.proves(CONTROL_PORT, 6)
+        resumed, reset = await scene.outcome()
+        assert (resumed, reset) == ({CONTROL_PORT}, dict.fromkeys((FIRST, SECOND), CONTROL_OVER))
+
+    taken_over(tmp_path, three(control=CLOSING), test)
+
+
+def test_a_client_that_speaks_of_one_connection_must_soon_speak_of_all(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.proves(FIRST)
+        while len(scene.backup.reset) < 3:
+            await asyncio.sleep(0.001)
+        assert await scene.outcome() == (set(), dict.fromkeys(ALL, NO_PROOF))
+        assert scene.waits_for == set()
+
+    taken_over(tmp_path, three(), test, speaking=0.02)
+
+
+def test_input_that_one_has_lost_resets_all(tmp_path: Path) -> None:
+    """An upload whose last bytes only the dead server's kernel had."""
+
+    async def test(scene: TakingOver) -> None:
+        scene.proves(CONTROL_PORT)
+        scene.proves(SECOND)
+        scene.proves(FIRST, missing=10)
+        assert await scene.outcome() == (set(), {}) and scene.backup.waiting == 3
+        while len(scene.backup.reset) < 3:
+            await asyncio.sleep(0.001)
+        assert await scene.outcome() == (set(), dict.fromkeys(ALL, INPUT_LOST)) and scene.backup.waiting == 0
+        assert all(connection.over for connection in scene.backup.adopted)
+
+    taken_over(tmp_path, three(), test, speaking=0.05)
+
+
+def test_a_connection_of_no_bundle_goes_its_own_way(tmp_path: Path) -> None:
+    alone = FIRST + 100
+
+    def plain() -> bytes:
+        made = DataBlock.decode(block(FIRST))
+        header = msgspec.structs.replace(made.header, connection=four(alone), bundle="")
+        return DataBlock(header, [section for section in made.sections if section.name != BUNDLE]).encode()
+
+    async def test(scene: TakingOver) -> None:
+        scene.proves(alone)
+        assert await scene.outcome() == ({alone}, {})
+        scene.fails(FIRST)
+        assert await scene.outcome() == ({alone}, dict.fromkeys(ALL, CLIENT_GONE))
+
+    taken_over(tmp_path, three() | {alone: plain()}, test)
+
+
+def test_a_fenced_server_forgets_all_without_a_word(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.proves(CONTROL_PORT)
+        scene.takeover.end()
+        assert await scene.outcome() == (set(), {})
+        assert scene.waits_for == set() and scene.net.sent == []
+
+    taken_over(tmp_path, three(), test)
