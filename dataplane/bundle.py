@@ -40,8 +40,6 @@ Accepted = Callable[[tuple[str, int]], Application | None]
 class BundleHost(Host, Protocol):
     """What a bundle needs of its agent."""
 
-    interface: int
-    """Index of the interface towards the clients."""
     passive: PassivePorts
 
     def opened(self, connection: LiveConnection) -> None:
@@ -122,7 +120,8 @@ class LiveBundle:
             self._join(role, sock, peer, application)
 
         told = functools.partial(self._control.carry_out, failed)
-        connecting = Connecting(self.vip, local_port, remote, connected, told, self._closed)
+        interface = self._host.interface
+        connecting = Connecting(self.vip, local_port, remote, connected, told, self._closed, interface=interface)
         self._awaited[connecting] = role
         self._control.schedule_checkpoint()
         return connecting

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 from collections.abc import Callable
 
+from dataplane.socket_address import family, socket_address
 from state.errors import LocalError
 
 CONNECT_SECONDS = 10.0
@@ -27,20 +29,24 @@ class Connecting:
         connected: Callable[[socket.socket, tuple[str, int]], None],
         failed: Callable[[str], None],
         closed: Callable[[Connecting], None],
+        *,
+        interface: int,
     ) -> None:
-        """Raises `LocalError` when the system refuses at once."""
+        """`interface`: index of the one towards the clients, see `socket_address`. Raises `LocalError` when the system
+        refuses at once."""
         self.local_port = local_port
         self._remote = remote
         self._connected, self._failed, self._closed = connected, failed, closed
         self._loop = asyncio.get_running_loop()
-        family = socket.AF_INET6 if ":" in vip else socket.AF_INET
-        self._sock: socket.socket | None = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        packed = ipaddress.ip_address(remote[0]).packed
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        self._sock: socket.socket | None = socket.socket(family(packed), kind)
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sock.bind((vip, local_port))
             with contextlib.suppress(BlockingIOError):
-                self._sock.connect(remote)
+                self._sock.connect(socket_address(packed, remote[1], interface))
         except (OSError, OverflowError) as error:
             self._sock.close()
             raise LocalError(f"{vip}:{local_port} to {remote[0]}:{remote[1]}: {error}") from None

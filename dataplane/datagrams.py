@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from dataplane.socket_address import family, socket_address
 from state.errors import LocalError
 
 _READS_PER_TURN = 64
@@ -21,7 +22,8 @@ Received = Callable[[bytes, tuple[str, int]], None]
 
 
 class UdpPart:
-    """`stack.Datagrams`. `interface` is the index of the one towards the clients: multicast needs to be told."""
+    """`stack.Datagrams`. `interface` is the index of the one towards the clients: groups and link-local addresses mean
+    nothing without it."""
 
     def __init__(
         self,
@@ -38,18 +40,19 @@ class UdpPart:
         self.local_port = local_port
         self.remote = remote
         self.multicast = is_multicast(remote[0])
+        packed = ipaddress.ip_address(remote[0]).packed
+        self._address = socket_address(packed, remote[1], interface)
         self._received = received
         self._closed = closed
         self._loop = asyncio.get_running_loop()
-        family = socket.AF_INET6 if ":" in vip else socket.AF_INET
-        self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._sock = socket.socket(family(packed), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._sock.bind((vip, local_port))
             if self.multicast:
                 _to_group(self._sock, ttl, interface)
             else:
-                self._sock.connect(remote)
+                self._sock.connect(self._address)
         except OSError as error:
             self._sock.close()
             raise LocalError(f"UDP {vip}:{local_port} to {remote[0]}:{remote[1]}: {error.strerror}") from None
@@ -61,7 +64,7 @@ class UdpPart:
         for _ in range(2):
             try:
                 if self.multicast:
-                    self._sock.sendto(data, self.remote)
+                    self._sock.sendto(data, self._address)
                 else:
                     self._sock.send(data)
                 return True

@@ -13,6 +13,8 @@ import pytest
 
 from dataplane import LocalError
 from dataplane.bundle import LiveBundle
+from dataplane.connecting import Connecting
+from dataplane.datagrams import UdpPart
 from dataplane.passive_ports import Listening, PassivePorts
 from state.configuration import Service
 from state.ports import DataPorts
@@ -175,6 +177,51 @@ def test_a_mistake_in_what_a_datagram_calls_ends_the_bundle_and_nothing_else(tmp
                 await made.hear(1)
 
     in_a_bundle(tmp_path, test)
+
+
+def test_datagrams_over_ipv6() -> None:
+    async def run() -> None:
+        loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes]()
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as peer, socket.socket(socket.AF_INET6) as probe:
+            peer.setblocking(False)
+            peer.bind(("::1", 0))
+            probe.bind(("::1", 0))
+            port, remote = probe.getsockname()[1], peer.getsockname()[:2]
+            lo = socket.if_nametoindex("lo")
+            part = UdpPart("::1", port, remote, lambda data, _: came.put_nowait(data), ignore, ttl=1, interface=lo)
+            assert part.send(b"media")
+            data, source = await loop.sock_recvfrom(peer, 100)
+            assert (data, source[:2]) == (b"media", ("::1", port))
+            peer.sendto(b"report", ("::1", port))
+            assert await came.get() == b"report"
+            part.close()
+            group = UdpPart("::1", port, ("ff12::7", 6000), ignore, ignore, ttl=3, interface=lo)
+            assert group.multicast
+            assert group._sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS) == 3
+            assert group._sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF) == lo
+            group.close()
+
+    asyncio.run(run())
+
+
+def test_a_connect_over_ipv6() -> None:
+    async def run() -> None:
+        done: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+
+        def connected(sock: socket.socket, peer: tuple[str, int]) -> None:
+            done.set_result(sock.getpeername()[:2])
+            sock.close()
+
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+            with socket.socket(socket.AF_INET6) as probe:
+                probe.bind(("::1", 0))
+                port = probe.getsockname()[1]
+            remote = server.getsockname()[:2]
+            made = Connecting("::1", port, remote, connected, ignore, ignore, interface=0)
+            assert await done == remote
+            made.close()
+
+    asyncio.run(run())
 
 
 # --- what is refused ---

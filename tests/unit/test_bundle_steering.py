@@ -28,18 +28,23 @@ GROUP = "239.1.2.3"
 SERVICES = "{port: 80, protocol: http}, {port: 21, protocol: ftp}, {port: 554, protocol: rtsp}"
 
 
+VIP6, CLIENT6, GROUP6 = "fd00::100", "fd00::1:7", "ff15::7"
+
+
 class Switch:
-    """Web, files and streams on one VIP, three servers, each owning its home."""
+    """Web, files and streams on a VIP of each family, three servers, each owning its home."""
 
     def __init__(self) -> None:
-        text = scenario.text(3, slots=16).replace("{port: 80, protocol: http, protected: true}", SERVICES)
+        text = scenario.text(3, slots=16, vips=(scenario.VIP, VIP6)).replace(
+            "{port: 80, protocol: http, protected: true}", SERVICES
+        )
         self.configuration = configuration.parse(text)
         self.ownership = Ownership(self.configuration)
         self.table = FlowTable()
         self.table.apply(steering.everything(self.configuration, self.ownership, ATTACHED))
 
     def owner(self, client: str, client_port: int, port: int) -> str:
-        packed = scenario.four_tuple(client_port, client)
+        packed = scenario.four_tuple(client_port, client, vip_of(client))
         owner = self.ownership.server_for(FourTuple(packed.source, port, packed.destination, client_port))
         assert owner is not None
         return owner
@@ -54,19 +59,24 @@ class Switch:
         return [name for name, at in SERVERS.items() if self.table.send(answer, at) == [Leaving(NORMAL, answer)]]
 
 
+def vip_of(client: str) -> str:
+    return VIP6 if ":" in client else scenario.VIP
+
+
 def packet(
     client: str, client_port: int, port: int, protocol: int, *, back: bool = False, flags: int = ACK, mark: int = 0
 ) -> Packet:
     here, there = ("dst", "src") if back else ("src", "dst")
     name = "tcp" if protocol == TCP else "udp"
+    ip, eth_type = ("ipv6", 0x86DD) if ":" in client else ("ipv4", 0x0800)
     fields: Packet = {
-        "eth_type": 0x0800,
+        "eth_type": eth_type,
         "eth_src": "0a:00:00:00:01:01",
         "eth_dst": "02:7a:0a:00:00:64",
         "ip_proto": protocol,
         "ip_dscp": mark,
-        f"ipv4_{here}": client,
-        f"ipv4_{there}": scenario.VIP,
+        f"{ip}_{here}": client,
+        f"{ip}_{there}": vip_of(client),
         f"{name}_{here}": client_port,
         f"{name}_{there}": port,
     }
@@ -79,7 +89,7 @@ def installed() -> Switch:
 
 
 @given(
-    client=st.ip_addresses(v=4, network="10.0.0.0/8").map(str),
+    client=st.one_of(st.ip_addresses(network="10.0.0.0/8"), st.ip_addresses(network="fd00:1::/64")).map(str),
     client_ports=st.lists(st.integers(1, 65535), min_size=4, max_size=4),
     passive=st.integers(40960, 45055),
 )
@@ -111,7 +121,7 @@ def test_web_connections_of_one_client_are_still_spread(installed: Switch) -> No
 
 def test_streams_are_all_one_servers_and_so_are_their_datagrams(installed: Switch) -> None:
     for last in range(1, 20):
-        client = f"10.0.1.{last}"
+        client = f"10.0.1.{last}" if last % 2 else f"fd00::1:{last}"
         assert installed.owner(client, 40_000 + last, RTSP) == "s1"
         assert installed.reaches(client, 40_000 + last, RTSP) == [1]
         for port in (RTP, RTP + 1):
@@ -119,8 +129,9 @@ def test_streams_are_all_one_servers_and_so_are_their_datagrams(installed: Switc
             assert installed.leaves(client, 50_000 + last, port, UDP) == ["s1"]
 
 
-def test_only_the_owner_sends_to_a_group(installed: Switch) -> None:
-    assert installed.leaves(GROUP, 6000, RTP, UDP) == ["s1"]
+@pytest.mark.parametrize("group", [GROUP, GROUP6])
+def test_only_the_owner_sends_to_a_group(installed: Switch, group: str) -> None:
+    assert installed.leaves(group, 6000, RTP, UDP) == ["s1"]
 
 
 @pytest.mark.parametrize(("port", "protocol"), [(RTP + 2, UDP), (PASSIVE, UDP), (RTP, TCP), (45056, TCP), (40959, TCP)])
@@ -149,9 +160,10 @@ def test_a_takeover_moves_all_of_a_bundle_with_as_few_messages_as_without(instal
 # --- the close gate ---
 @pytest.mark.parametrize("port", [FTP, PASSIVE, 40960, 45055, ACTIVE, RTSP])
 @pytest.mark.parametrize("flags", [FIN | ACK, RST])
-def test_closing_a_data_connection_is_a_privilege_too(installed: Switch, port: int, flags: int) -> None:
-    owner = SERVERS[installed.owner(scenario.CLIENT, 40_000, port)]
-    unmarked = packet(scenario.CLIENT, 40_000, port, TCP, back=True, flags=flags)
+@pytest.mark.parametrize("client", [scenario.CLIENT, CLIENT6])
+def test_closing_a_data_connection_is_a_privilege_too(installed: Switch, port: int, flags: int, client: str) -> None:
+    owner = SERVERS[installed.owner(client, 40_000, port)]
+    unmarked = packet(client, 40_000, port, TCP, back=True, flags=flags)
     assert installed.table.send(unmarked, owner) == [Leaving(CONTROLLER, unmarked)]
     marked = {**unmarked, "ip_dscp": CLOSE_MARK}
     assert installed.table.send(marked, owner) == [Leaving(NORMAL, unmarked)]
