@@ -23,7 +23,7 @@ from dataplane.connection import Host, LiveConnection
 from dataplane.event_loop import Paced
 from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.objects import DocumentRoot, GeneratedObject, ObjectMissing, OpenObject, key_of
-from dataplane.prover import Key, Patience, Verdict, nudge_segment, reset_segment
+from dataplane.prover import Key, Patience, Verdict
 from dataplane.prover import key_of as prover_key
 from dataplane.proving import Proving
 from dataplane.sequence import Seq
@@ -32,7 +32,7 @@ from dataplane.stack import Application, Registry, TcpLayer
 from dataplane.stream import ByteStream
 from state.datablock import DataBlock, FourTuple, Header, decode_header
 from state.errors import CheckpointRefused, TakeoverError
-from state.messages import CLOSE_MARK, LIMIT_COMPARISONS, Comparison
+from state.messages import LIMIT_COMPARISONS, Comparison
 from state.sections import BUNDLE, STREAM, TCP, BundleSection, ObjectRef, StreamSection, TcpSection
 
 RESUMED = "resumed"
@@ -45,10 +45,6 @@ NO_PROOF = "no proof from the client in time"
 NOT_RECREATED = "kernel refused the connection"
 INPUT_LOST = "input was lost with its server"
 _REASONS = {Doubt.GONE: CLIENT_GONE, Doubt.SILENT: CLIENT_SILENT, Doubt.UNPROVEN: NO_PROOF}
-_NUDGES = (0.3, 1.2)
-"""Seconds after a reset at which the client is nudged, in case the RST did not reach it or was not where it stands. By
-then the shared state has forgotten the connection, so that the close gate lets the kernel's own RST out."""
-
 _REPORT_SECONDS = 0.01
 _RELEASED_AT_ONCE = 64
 
@@ -542,9 +538,7 @@ class Takeover:
         entry = self._waiting.pop(key)
         self._proving.give_up(key)
         if not gone:
-            self._proving.send(reset_segment(entry.expected, standing, CLOSE_MARK))
-            for later in _NUDGES:
-                self._loop.call_later(later, self._proving.send, nudge_segment(entry.expected))
+            self._proving.dismiss(entry.expected, standing)
         entry.release(self._host.root)
         self._count_reset(entry, standing, reason)
 

@@ -37,6 +37,7 @@ from dataplane.judge import Doubt, Expectation, Proof, claim, proven
 from dataplane.segment import Segment
 from dataplane.sequence import Seq
 from state.errors import SegmentMalformed
+from state.messages import CLOSE_MARK
 
 FIRST_RETRY = 0.001
 _RETRY_PER_CANDIDATE = 0.0001
@@ -58,6 +59,9 @@ _ECHO_RANGE = 1 << 25
 _ECHO_WINDOW = 128
 """What an echo offers the client, unscaled: from a few bytes to 2 MiB, until the kernel says it anew."""
 _CLAIMS_CHALLENGED = 4
+_DISMISSING = 3.0
+"""Seconds in which the client of a connection that was reset is told again."""
+_RST = tcp.RST | tcp.ACK
 _ECHOES_REMEMBERED = 16
 _PLAIN_INPUT = 64 * 1024
 """Input ahead of the checkpoint that is believed of two equal claims: a forger's guess must come so near."""
@@ -155,6 +159,9 @@ class Prover:
         """Connections whose answers may carry no SACK block: they must be listened to with other ears."""
         self.plain_added = 0
         """Grows with every connection that comes to `plain`."""
+        self._dismissed: dict[Key, tuple[Expectation, float]] = {}
+        self.replies: list[bytes] = []
+        """IP packets that answer what was received; whoever sends them takes them off."""
 
     def __len__(self) -> int:
         return len(self._candidates)
@@ -283,6 +290,7 @@ class Prover:
         key = (segment.source, segment.source_port, segment.destination, segment.destination_port)
         candidate = self._candidates.get(key)
         if candidate is None:
+            self._answer_dismissed(key, segment, now)
             return None
         found = claim(candidate.expected, segment)
         if not segment.flags & tcp.RST:
@@ -302,6 +310,23 @@ class Prover:
         if isinstance(found, Proof) and newest is not None and newest > Seq(found.tsecr):
             found = replace(found, tsecr=int(newest))  # it may be under way still: whoever goes on must go on above it
         return Verdict(key, found)
+
+    # --- who cannot be resumed ---
+    def dismiss(self, expected: Expectation, standing: Proof | None, now: float) -> bytes:
+        """The RST for a connection that nobody goes on with; its client may stand where nobody knows. So what the
+        client says in the next seconds is answered with another, exactly where it is."""
+        while self._dismissed and next(iter(self._dismissed.values()))[1] <= now:
+            del self._dismissed[next(iter(self._dismissed))]
+        key = key_of(expected)
+        self._dismissed.pop(key, None)
+        self._dismissed[key] = (expected, now + _DISMISSING)
+        return reset_segment(expected, standing, CLOSE_MARK)
+
+    def _answer_dismissed(self, key: Key, segment: Segment, now: float) -> None:
+        expected, until = self._dismissed.get(key, (None, 0.0))
+        if expected is not None and now < until and segment.flags & (tcp.ACK | tcp.RST | tcp.SYN) == tcp.ACK:
+            rst = _towards_client(expected, segment.ack, ack=segment.seq, flags=_RST, window=0, dscp=CLOSE_MARK)
+            self.replies.append(rst)
 
     def _speaks(self, candidate: _Candidate, now: float) -> None:
         candidate.heard = now
@@ -376,10 +401,11 @@ def reset_segment(expected: Expectation, standing: Proof | None, close_mark: int
     """An RST that the client accepts: exactly at its RCV.NXT if that is known (RFC 5961), else at the best guess."""
     seq = expected.acked_seq if standing is None else standing.ack
     ack = None if standing is None else standing.seq
-    return _towards_client(expected, seq, ack=ack, flags=tcp.RST | tcp.ACK, window=0, dscp=close_mark)
+    return _towards_client(expected, seq, ack=ack, flags=_RST, window=0, dscp=close_mark)
 
 
 def nudge_segment(expected: Expectation) -> bytes:
-    """An old empty segment. A client that still has the connection answers with its ACK (RFC 9293, 3.10.7.4), and this
-    host's kernel, which has it no more, answers that with an RST exactly where the client accepts it."""
-    return _towards_client(expected, expected.acked_seq - _NEAR, tsval=expected.tsval)
+    """An old byte. A client that still has the connection answers with its ACK (RFC 9293, 3.10.7.4), and this host,
+    which has it no more, answers that with an RST exactly where the client accepts it. An empty segment would not do:
+    Linux 6.18 ignores one with an old timestamp (net/ipv4/tcp_input.c, `tcp_validate_incoming`)."""
+    return _towards_client(expected, expected.acked_seq - _NEAR, payload=b"\0", tsval=expected.tsval)

@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable, Iterable
 
 from dataplane.event_loop import SECONDS_PER_TURN, prefer
-from dataplane.judge import Expectation
+from dataplane.judge import Expectation, Proof
 from dataplane.packet_socket import AnswerSocket, ProbeSocket, hush, unhush
-from dataplane.prover import Key, Patience, Prover, Verdict
+from dataplane.prover import Key, Patience, Prover, Verdict, nudge_segment
 
 _IDLE_SECONDS = 1.0
 _PACKETS_AT_ONCE = 8
 _PROBES_PER_TURN = 32
+_NUDGES = (0.3, 1.2)
+"""Seconds after a reset at which the client is nudged, in case the RST did not reach it or was not where it stands. By
+then the shared state has forgotten the connection, so that the close gate lets the kernel's own RST out, too."""
 
 Decided = Callable[[Verdict], None]
 
@@ -79,9 +82,11 @@ class Proving:
         self.prover.give_up(key)
         self._decided.pop(key, None)
 
-    def send(self, packet: bytes) -> None:
-        """A packet of the caller's own making."""
-        self._probes.send(packet)
+    def dismiss(self, expected: Expectation, standing: Proof | None) -> None:
+        """Reset a connection that nobody goes on with. `standing`: where its client is, if that is known."""
+        self._probes.send(self.prover.dismiss(expected, standing, self._loop.time()))
+        for later in _NUDGES:
+            self._loop.call_later(later, self._probes.send, nudge_segment(expected))
 
     def turn(self) -> None:
         """Send what is due, tell who waited in vain, and set the timer for what comes next."""
@@ -124,6 +129,9 @@ class Proving:
                 verdict = self.prover.receive(packet, now)
                 if verdict is not None:
                     self._decided.pop(verdict.key)(verdict)
+            for reply in self.prover.replies:
+                self._probes.send(reply)
+            self.prover.replies.clear()
             if time.perf_counter() >= until:
                 self._behind = True
                 self._loop.call_soon(self._answered, answers)

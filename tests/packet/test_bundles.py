@@ -30,7 +30,7 @@ from dataplane.backup import (
 from dataplane.bundle import LiveBundle
 from dataplane.connection import LiveConnection
 from dataplane.judge import Doubt, Expectation, Proof
-from dataplane.prover import Key, Patience, Verdict, key_of
+from dataplane.prover import Key, Patience, Verdict, key_of, reset_segment
 from dataplane.sequence import Seq
 from dataplane.stack import Registry
 from state.configuration import Service
@@ -384,8 +384,8 @@ class Net:
     def give_up(self, key: Key) -> None:
         self.decided.pop(key, None)
 
-    def send(self, packet: bytes) -> None:
-        self.sent.append(segment.parse(packet))
+    def dismiss(self, expected: Expectation, standing: Proof | None) -> None:
+        self.sent.append(segment.parse(reset_segment(expected, standing, 0)))
 
     def resets(self) -> set[int]:
         """Client ports that were sent an RST."""

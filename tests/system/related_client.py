@@ -82,6 +82,10 @@ class Client:
             self._counts[name] += len(data)
         return [self._counts[name], digest.hexdigest()]
 
+    def close(self, name: str) -> None:
+        """In good order: what was read is acknowledged."""
+        self._socks.pop(name).close()
+
     def drop(self, name: str) -> None:
         """Forget a connection: it is as if its host had never heard of it."""
         sock = self._socks.pop(name)

@@ -177,7 +177,7 @@ def test_all_parts_survive_their_server(lab: Lab, make: Make, deaths: int) -> No
     for name in ("passive", "active"):
         assert client("read", name, COUNT) == [COUNT, digest(COUNT, lab)]
         assert client("read", name, COUNT + 1) == [COUNT, digest(COUNT, lab)], "the end, and not a reset"
-        client("drop", name)
+        client("close", name)
     assert {client("line"), client("line")} == {"DONE passive 0", "DONE active 0"}
     assert client.ask("HELLO") == "HELLO udp udp-multicast"
 
@@ -194,7 +194,7 @@ def test_transfers_that_are_running_go_on(lab: Lab, make: Make) -> None:
     takeover = takeover_since(lab, before)
     assert (takeover["resumed"], takeover["reset"]) == (3, {})
     for name in ("passive", "active"):
-        client("drop", name)
+        client("close", name)
     assert {client("line"), client("line")} == {"DONE passive 0", "DONE active 0"}
 
 

@@ -15,10 +15,12 @@ from dataplane.prover import (
     Patience,
     Prover,
     key_of,
+    nudge_segment,
     reset_segment,
 )
 from dataplane.segment import ACK, RST, Segment, build, parse
 from dataplane.sequence import Seq
+from state.messages import CLOSE_MARK
 from tests.unit.builders import (
     CLIENT,
     MODULUS,
@@ -377,3 +379,23 @@ def test_what_is_due_goes_out_in_portions() -> None:
         assert len(verdicts) <= 32
         gone += [verdict.key[1] for verdict in verdicts]
     assert sorted(gone) == list(range(1, 101))
+
+
+def test_a_client_that_stands_elsewhere_is_reset_exactly_where_it_is() -> None:
+    """It ignores the first RST, a guess, and answers the nudge."""
+    made, client = prover(), Client(SENT)
+    guess = parse(made.dismiss(expectation(), None, 0.0))
+    assert guess.seq == wire(150)
+    assert made.receive(client.hears(nudge_segment(expectation())), 0.3) is None
+    (rst,) = [parse(packet) for packet in made.replies]
+    assert (rst.seq, rst.flags, rst.dscp) == (wire(SENT), RST | ACK, CLOSE_MARK)
+    made.replies.clear()
+    made.receive(client.speaks(), 60.0)
+    assert made.replies == [], "long after it may be another connection of another server"
+
+
+def test_an_rst_is_not_answered() -> None:
+    made = prover()
+    made.dismiss(expectation(), None, 0.0)
+    made.receive(build(replace(answer(0, SENT), flags=RST | ACK)), 0.1)
+    assert made.replies == []
