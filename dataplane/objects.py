@@ -140,6 +140,7 @@ class DocumentRoot:
         opened.users -= 1
         if opened.users == 0:
             self._open.pop((opened.ref.identifier, opened.version), None)
+            opened.digest_known.clear()  # they refer to it, too
             if self._newest.get(opened.ref.identifier) is opened:
                 del self._newest[opened.ref.identifier]
             os.close(opened.fd)
