@@ -27,7 +27,9 @@ class Media(Protocol):
     payload_type: int
     parameters: str
     """SDP's `fmtp` parameters, or empty."""
-    packets: int
+
+    @property
+    def packets(self) -> int: ...
 
     def ticks(self, packet: int) -> int:
         """When a packet is to be sent, and its timestamp; of packet number `packets`: the duration. Never decreases."""
