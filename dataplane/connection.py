@@ -434,6 +434,9 @@ class LiveConnection:
         self._timers.append(timer)
         return timer
 
+    def changed(self) -> None:
+        self.schedule_checkpoint()
+
     def release(self, position: int | None) -> None:
         self.stream.released = position
         if not self._writing and not self._over:

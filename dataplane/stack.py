@@ -208,6 +208,10 @@ class Stream(Protocol):
         """Call back once, after so long. Timers are the connection's: its end cancels them, and none is taken over:
         `Application.ready` starts them again."""
 
+    def changed(self) -> None:
+        """What the application's section would say has changed by itself: make a checkpoint. What is planned and what
+        arrives makes one anyway."""
+
     def release(self, position: int | None) -> None:
         """Nothing from `position` on is handed to the kernel until a later call says so; None: no limit.
 

@@ -127,6 +127,16 @@ class Plan:
         made = rtcp.sender_report(self.playing.ssrc, when, self.timestamp(packet), packets, octets, self._cname)
         return made + rtcp.bye(self.playing.ssrc) if packet == self.count else made
 
+    def farewell(self, packet: int) -> bytes:
+        """The report that says that nothing comes from a packet on."""
+        report = self.report(packet)
+        return report if packet == self.count else report + rtcp.bye(self.playing.ssrc)
+
+    def packet_bytes(self, packet: int) -> int:
+        """Length of the RTP packet."""
+        number = self.playing.start + packet
+        return HEADER_BYTES + self.media.size_before(number + 1) - self.media.size_before(number)
+
     # --- the rest of a session ---
     def stopped(self, packet: int) -> Playing:
         """What goes on after this one was stopped before a packet: nothing is left of it, but numbers continue."""

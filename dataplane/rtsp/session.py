@@ -23,12 +23,11 @@ import msgspec
 from msgspec import Meta
 
 from dataplane.rtp.media import Media
-from dataplane.rtp.packet import CLOCK_RATE
 from dataplane.rtp.plan import Plan, Playing
 from dataplane.rtsp import sdp
 from dataplane.rtsp.headers import TRACK, Range, Target, Transport, npt, parse_range, target, transports
 from dataplane.rtsp.message import Request, RtspError, response
-from state.datablock import Port, UInt63
+from state.datablock import Port, UInt16, UInt63
 from state.sections import ObjectRef
 
 TIMEOUT = 60.0
@@ -36,7 +35,6 @@ TIMEOUT = 60.0
 METHODS = ("OPTIONS", "DESCRIBE", "SETUP", "PLAY", "PAUSE", "GET_PARAMETER", "SET_PARAMETER", "TEARDOWN")
 _KNOWN_ELSEWHERE = ("ANNOUNCE", "RECORD", "REDIRECT")
 _WITH_SESSION = ("PLAY", "PAUSE", "TEARDOWN")
-_SECOND_NS = 1_000_000_000
 
 
 class Way(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -45,9 +43,9 @@ class Way(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     kind: Literal["unicast", "multicast", "interleaved"]
     address: Annotated[str, Meta(max_length=64)]
     """The client's, or the group's."""
-    ports: tuple[int, int]
+    ports: tuple[UInt16, UInt16]
     """RTP's and RTCP's there; interleaved: the two channels."""
-    server_port: Annotated[int, Meta(ge=0, le=0xFFFF)] = 0
+    server_port: UInt16 = 0
     """RTP's here; RTCP's is the next. 0: interleaved."""
     ttl: Annotated[int, Meta(ge=0, le=255)] = 0
 
@@ -101,9 +99,9 @@ class Facts:
     """A random number of so many bits."""
     found: Found | RtspError | None = None
     sent: int = 0
-    """How many packets of the session's plan were sent, or are as good as sent."""
-    on_air: Session | None = None
-    """Another session that is playing the same object to the same group."""
+    """How many packets of the session's plan, or of `on_air`, were sent or are as good as sent."""
+    on_air: Playing | None = None
+    """What other sessions play to the group that this one listens to."""
     offers: Offers = Offers()
 
 
@@ -159,6 +157,16 @@ def stopped(session: Session, media: Media, sent: int) -> Session:
     """Nothing more is sent; the next packet would be number `sent` of the plan."""
     rest = Plan(media, session.playing, "").stopped(sent)
     return msgspec.structs.replace(session, playing=rest, active=False, elapsed_ns=0)
+
+
+def joined(session: Session, playing: Playing) -> Session:
+    """The session has its part in what is sent to its group."""
+    return msgspec.structs.replace(session, playing=playing, active=True)
+
+
+def at(session: Session, elapsed_ns: int) -> Session:
+    """The plan's time is so far."""
+    return msgspec.structs.replace(session, elapsed_ns=elapsed_ns)
 
 
 _Answer = tuple[list[tuple[str, str]], bytes, Session | None]
@@ -272,9 +280,8 @@ def _play(request: Request, session: Session | None, facts: Facts) -> _Answer:
     media, on_air = _found(facts).media, facts.on_air
     wanted = parse_range(request.headers["range"]) if "range" in request.headers else None
     if on_air is not None:
-        playing = on_air.playing
-        sent = Plan(media, playing, "").due(_elapsed(on_air, facts))
-        after = msgspec.structs.replace(session, playing=playing, active=True)
+        playing, sent = on_air, facts.sent
+        after = joined(session, playing)
     elif session.active and (wanted is None or session.way.kind == "multicast"):
         playing, sent, after = session.playing, facts.sent, session
     else:
@@ -286,10 +293,6 @@ def _play(request: Request, session: Session | None, facts: Facts) -> _Answer:
     here = media.ticks(playing.start + min(sent, plan.count))
     info = f"url={session.url}/{TRACK};seq={plan.seq(sent)};rtptime={plan.timestamp(min(sent, plan.count))}"
     return [("Range", f"npt={npt(here)}-{npt(media.ticks(playing.stop))}"), ("RTP-Info", info)], b"", after
-
-
-def _elapsed(session: Session, facts: Facts) -> int:
-    return max(0, facts.now_ns - session.playing.began_ns) * CLOCK_RATE // _SECOND_NS
 
 
 def _span(wanted: Range | None, position: int, media: Media) -> tuple[int, int]:

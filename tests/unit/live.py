@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 
-from dataplane import Application, DocumentRoot
+from dataplane import Application, DocumentRoot, GeneratedObject, OpenObject
 from dataplane.bundle import LiveBundle
 from dataplane.connection import LiveConnection
 from dataplane.passive_ports import PassivePorts
@@ -29,7 +29,7 @@ class StoringHost:
     name, incarnation, epoch, interface = "s1", 1, 1, socket.if_nametoindex("lo")
     service, affinity = Service(7000, "plain"), "service"
 
-    def __init__(self, root: DocumentRoot, stores: bool) -> None:
+    def __init__(self, root: DocumentRoot, stores: bool = True) -> None:
         self.root = root
         self.stores = stores
         self.checkpoints: list[DataBlock] = []
@@ -64,7 +64,12 @@ class Live:
     """`client` is the client's end; `connection` the server's, not started yet."""
 
     def __init__(
-        self, root: DocumentRoot, application: Application, stream: ByteStream | None, protected: bool, stores: bool
+        self,
+        host: StoringHost,
+        application: Application,
+        stream: ByteStream | None,
+        protected: bool,
+        objects: Sequence[OpenObject | GeneratedObject] = (),
     ) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         self.client = socket.create_connection(listener.getsockname())
@@ -74,7 +79,7 @@ class Live:
         sock.setblocking(False)
         four = FourTuple(socket.inet_aton("127.0.0.1"), sock.getsockname()[1], socket.inet_aton("127.0.0.1"), peer[1])
         loop = asyncio.get_running_loop()
-        self.host = StoringHost(root, stores)
+        self.host = host
         self.connection = LiveConnection(
             self.host,
             sock,
@@ -84,6 +89,7 @@ class Live:
             application,
             Seq(IRS),
             protected=protected,
+            objects=list(objects),
         )
 
     async def say(self, data: bytes) -> None:
@@ -109,8 +115,11 @@ async def live(
     stream: ByteStream | None = None,
     protected: bool = True,
     stores: bool = True,
+    host: StoringHost | None = None,
+    objects: Sequence[OpenObject | GeneratedObject] = (),
 ) -> AsyncIterator[Live]:
-    made = Live(root, application, stream, protected, stores)
+    """`objects`: what the application has generated of a checkpoint."""
+    made = Live(host or StoringHost(root, stores), application, stream, protected, objects)
     try:
         async with asyncio.timeout(10):
             yield made

@@ -219,11 +219,12 @@ def test_a_range_that_ends_before_now_is_none() -> None:
 def test_who_plays_what_is_on_the_air_joins_it_where_it_is() -> None:
     first = playing(MULTICAST)
     second = ready(MULTICAST)
-    second.later(20)
-    second.facts = replace(second.facts, on_air=first.session)
+    first.later(20)
+    assert first.session is not None
+    second.facts = replace(first.facts, on_air=first.session.playing)
     status, headers = second.ask("PLAY", range="npt=0-")
     assert (status, headers["Range"]) == (200, "npt=20.006-70.000")
-    assert first.session is not None and second.session is not None
+    assert second.session is not None
     assert second.session.playing == first.session.playing and second.session.active
 
 
