@@ -63,8 +63,8 @@ class Lab:
     ) -> None:
         """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection.
         `serving`, `detection`: fields of the configuration's parts of those names. `services`: protocols by port,
-        beside HTTP on port 80, for example `{7000: "mypackage.module:KIND"}`, or instead of the protocol's name all
-        of the configuration's fields of that service.
+        beside HTTP on port 80 and RTSP on 554, for example `{7000: "mypackage.module:KIND"}`, or instead of the
+        protocol's name all of the configuration's fields of that service.
         """
         if servers < 1 or clients < 1 or servers > 32 or clients > 32:
             raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
@@ -161,20 +161,22 @@ class Lab:
         from topologies import vip
 
         names = [f"s{number}" for number in range(1, self._server_count + 1)]
-        services = "{port: 80, protocol: http}"
+        served: dict[int, str | Mapping[str, object]] = {80: "http", 554: "rtsp"}
+        served |= {int(port): protocol for port, protocol in self._services.items()}
+        listed = [
+            json.dumps({"port": port, **({"protocol": given} if isinstance(given, str) else given)})
+            for port, given in served.items()
+        ]
         if self._both:
-            services += ", {port: 81, protocol: http, protected: false}"
-        for port, protocol in self._services.items():
-            fields = {"protocol": protocol} if isinstance(protocol, str) else protocol
-            services += f", {json.dumps({'port': int(port), **fields})}"
+            listed.append("{port: 81, protocol: http, protected: false}")
         text = f"""# Made by the lab.
 switch: {{bridge: {vip.BRIDGE}, listen: "127.0.0.1:6653"}}
 agents: {{listen: "{_CONTROLLER}:{_AGENTS_PORT}"}}
 vips:
   - address: {vip.VIP}
-    services: [{services}]
+    services: [{", ".join(listed)}]
   - address: "{vip.VIP6}"
-    services: [{services}]
+    services: [{", ".join(listed)}]
 state: {{embedded: {FOLDER}/state.db}}
 serving: {json.dumps(self._serving)}
 detection: {json.dumps(self._detection)}
@@ -226,6 +228,7 @@ servers:
             for host in self._net.hosts:
                 self._record.add_host(host.name, host.pid)
                 self._name_hosts(host)
+                host.cmd(f"ip route add 224.0.0.0/4 dev {host.defaultIntf()}")
             for number, server in enumerate(self.configuration.servers, 1):
                 self._management_link(self._net.get(server.name), number)
             # The controller listens before the switch calls: the switch's second try comes a second later or more.

@@ -1,0 +1,263 @@
+"""Players that know nothing of all this, whose server dies while they play: over UDP, inside TCP, to a group."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from topologies import Lab, objects
+from topologies.rtp_watcher import Capture, Player, Seen, longest_gap
+
+SECONDS = 8
+FRAME_NS = 10**9 // objects.CLIP_FRAMES
+_TICKS = 90_000
+_TOLERANCE_NS = 60_000_000
+"""How late a packet may be sent or noticed on a busy machine, when two clocks are compared."""
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("films") / "film.ts"
+    objects.make_clip(path, SECONDS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lab(film: Path) -> Iterator[Lab]:
+    """Overrides the common one: it serves one short film."""
+    with Lab(servers=3, clients=2, docroot=str(film.parent)) as running:
+        yield running
+
+
+def owner_of_sessions(lab: Lab) -> str:
+    """The server that has the RTSP connections. All are in one slot."""
+    (owner,) = {c["server"] for c in lab.connections() if c["checkpoint"]["source_port"] == 554}
+    return str(owner)
+
+
+def mac_of(lab: Lab, server: str) -> str:
+    asked = lab.run(server, ["cat", f"/sys/class/net/{server}-eth0/address"], capture_output=True, text=True)
+    return str(asked.stdout.strip())
+
+
+def frames(path: Path) -> list[tuple[int, str]]:
+    """(decoding time, digest) of every video frame in a file."""
+    command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_packets", "-show_data_hash", "md5"]
+    command += ["-show_entries", "packet=dts,data_hash", "-of", "json", str(path)]
+    listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["packets"]
+    return [(packet["dts"], packet["data_hash"]) for packet in listed]
+
+
+def lost_and_found(seen: list[Seen]) -> int:
+    """Packets missing in what came. One source, numbers that rise, times that do not fall."""
+    assert len({each.packet.ssrc for each in seen}) == 1
+    missing = 0
+    for before, after in itertools.pairwise(seen):
+        step = (after.packet.seq - before.packet.seq) % 2**16
+        assert 0 < step < 2**15, "a packet came again, or out of order"
+        assert (after.packet.timestamp - before.packet.timestamp) % 2**32 < 2**31
+        missing += step - 1
+    return missing
+
+
+def assert_only_the_stall_is_missing(lab: Lab, seen: list[Seen], death_ns: int, old: str) -> None:
+    """All that is missing is what was due in the silence after the death; then only the heir is heard."""
+    before, after = longest_gap(seen, death_ns)
+    assert lost_and_found(seen) == (after.packet.seq - before.packet.seq) % 2**16 - 1
+    skipped_ns = (after.packet.timestamp - before.packet.timestamp) % 2**32 * 10**9 // _TICKS
+    assert skipped_ns <= after.at_ns - before.at_ns + _TOLERANCE_NS
+    old_mac = mac_of(lab, old)
+    silent_since = [each.at_ns for each in seen if each.source_mac != old_mac and each.at_ns > death_ns]
+    assert not [each for each in seen if each.source_mac == old_mac and each.at_ns > silent_since[0]]
+
+
+@pytest.fixture
+def healed(lab: Lab) -> Iterator[None]:
+    """Every server is up again after a test that kills some."""
+    yield
+    for server in lab.servers():
+        if server["state"] == "failed":
+            lab.heal(server["name"])
+
+
+def test_over_udp_two_deaths_cost_the_frames_of_two_stalls(lab: Lab, film: Path, tmp_path: Path, healed: None) -> None:
+    capture = Capture(lab, "c1", tmp_path / "udp.pcap")
+    player = Player(lab, "c1", "/film.ts", "udp", tmp_path / "out.ts")
+    deaths = []
+    for seconds in (2.0, 4.5):
+        player.wait_for(seconds)
+        owner = owner_of_sessions(lab)
+        (connection,) = lab.connections()
+        deaths.append((owner, lab.fail(owner, how="kill")))
+    assert player.wait() == 0, player.said.decode()
+    capture.stop()
+    assert [part["transport"] for part in connection["bundle"]["parts"]] == ["udp", "udp"]
+    seen = capture.rtp()
+    assert {(each.source, each.packet.payload_type) for each in seen} == {("10.0.0.100", 33)}
+    gaps = [longest_gap(seen, when) for _, when in deaths]
+    assert lost_and_found(seen) == sum((b.packet.seq - a.packet.seq) % 2**16 - 1 for a, b in gaps)
+    stalls_ns = sum(b.at_ns - a.at_ns for a, b in gaps)
+    original, got = frames(film), frames(tmp_path / "out.ts")
+    times = [dts for dts, _ in got]
+    assert times == sorted(set(times)), "a frame came twice"
+    # A packet that is lost costs the frame that it is part of; a gap may begin and end within one.
+    assert len(original) - len(got) <= stalls_ns // FRAME_NS + 2 * len(gaps)
+    whole = {digest for _, digest in original}
+    assert sum(digest not in whole for _, digest in got) <= stalls_ns // FRAME_NS + 2 * len(gaps)
+
+
+def test_over_udp_the_old_owner_is_not_heard_after_its_death(
+    lab: Lab, film: Path, tmp_path: Path, healed: None
+) -> None:
+    for how in ("kill", "hang"):
+        capture = Capture(lab, "c1", tmp_path / f"{how}.pcap")
+        player = Player(lab, "c1", "/film.ts", "udp", tmp_path / f"{how}.ts")
+        player.wait_for(2.0)
+        owner = owner_of_sessions(lab)
+        died = lab.fail(owner, how=how)
+        player.wait_for(4.0)
+        lab.heal(owner)  # what hung wakes up while its heir plays
+        assert player.wait() == 0, player.said.decode()
+        capture.stop()
+        assert_only_the_stall_is_missing(lab, capture.rtp(), died, owner)
+
+
+def test_inside_tcp_a_death_changes_no_byte(lab: Lab, tmp_path: Path, healed: None) -> None:
+    undisturbed = Player(lab, "c1", "/film.ts", "tcp", tmp_path / "whole.ts")
+    assert undisturbed.wait() == 0, undisturbed.said.decode()
+    player = Player(lab, "c1", "/film.ts", "tcp", tmp_path / "out.ts")
+    for seconds in (2.0, 5.0):
+        player.wait_for(seconds)
+        lab.fail(owner_of_sessions(lab), how="kill")
+    assert player.wait() == 0, player.said.decode()
+    assert (tmp_path / "out.ts").read_bytes() == (tmp_path / "whole.ts").read_bytes()
+    assert len(frames(tmp_path / "out.ts")) == SECONDS * objects.CLIP_FRAMES
+    lab.until(lambda: lab.connections() == [], "the session did not end")
+
+
+def test_two_receivers_of_a_group_see_one_stream_and_both_go_on(
+    lab: Lab, film: Path, tmp_path: Path, healed: None
+) -> None:
+    captures = {client: Capture(lab, client, tmp_path / f"{client}.pcap") for client in ("c1", "c2")}
+    players = {"c1": Player(lab, "c1", "/film.ts", "udp_multicast", tmp_path / "c1.ts")}
+    players["c1"].wait_for(1.0)
+    players["c2"] = Player(lab, "c2", "/film.ts", "udp_multicast", tmp_path / "c2.ts")
+    players["c2"].wait_for(0.5)
+    connections = lab.connections()
+    owner = owner_of_sessions(lab)
+    died = lab.fail(owner, how="kill")
+    for player in players.values():
+        assert player.wait() == 0, player.said.decode()
+    assert len(connections) == 2
+    for connection in connections:
+        assert {part["transport"] for part in connection["bundle"]["parts"]} == {"udp-multicast"}
+    heard = {}
+    for client, capture in captures.items():
+        capture.stop()
+        heard[client] = capture.rtp()
+        assert_only_the_stall_is_missing(lab, heard[client], died, owner)
+        assert {(each.source, each.destination[:8]) for each in heard[client]} == {("10.0.0.100", "239.255.")}
+    assert {each.packet.ssrc for each in heard["c1"]} == {each.packet.ssrc for each in heard["c2"]}
+    late = {each.packet.seq for each in heard["c2"] if each.at_ns > died}
+    assert late == {each.packet.seq for each in heard["c1"] if each.at_ns > died}
+    # Who came later joined in the middle, and did not move the others.
+    assert len(frames(tmp_path / "c2.ts")) < len(frames(tmp_path / "c1.ts")) <= SECONDS * objects.CLIP_FRAMES
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp-mcast"])
+def test_gstreamer_plays_through_a_death(lab: Lab, tmp_path: Path, transport: str, healed: None) -> None:
+    source = f"rtspsrc location=rtsp://vip/film.ts protocols={transport} latency=50"
+    sink = f"filesink location={tmp_path}/out.ts buffer-mode=unbuffered"
+    player = lab.popen("c1", ["gst-launch-1.0", *f"{source} ! rtpmp2tdepay ! {sink}".split()], stdout=subprocess.PIPE)
+    out = tmp_path / "out.ts"
+    lab.until(lambda: out.exists() and out.stat().st_size > 300_000, "gstreamer writes nothing")
+    lab.fail(owner_of_sessions(lab), how="kill")
+    said, _ = player.communicate(timeout=30)
+    assert player.returncode == 0, said.decode()
+    got = frames(out)
+    assert len(got) >= SECONDS * objects.CLIP_FRAMES - (0 if transport == "tcp" else 10)
+
+
+_DIALOGUE = """
+import re, socket, sys
+sock = socket.create_connection(("vip", 554), timeout=10)
+stream, number, session = sock.makefile("rb"), 0, None
+def ask(method, **headers):
+    global number, session
+    number += 1
+    lines = [f"{method} rtsp://vip/film.ts RTSP/1.0", f"CSeq: {number}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()] + ([f"Session: {session}"] if session else [])
+    sock.sendall("\\r\\n".join(lines + ["", ""]).encode())
+    status, given = int(stream.readline().split()[1]), {}
+    while (line := stream.readline().strip()):
+        name, _, value = line.decode().partition(": ")
+        given[name] = value
+    stream.read(int(given.get("Content-Length", 0)))
+    session = given.get("Session", session)
+    if session:
+        session = session.partition(";")[0]
+    return status, given
+rtp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+rtp.bind(("", 7000)); rtp.settimeout(10)
+print(*ask("SETUP", Transport="RTP/AVP;unicast;client_port=7000-7001"), flush=True)
+for line in sys.stdin:
+    method, _, value = line.strip().partition(" ")
+    print(*ask(method, **({"Range": value} if value else {})), flush=True)
+"""
+
+
+def test_a_session_goes_on_with_its_requests_at_the_heir(lab: Lab, healed: None) -> None:
+    """Ready, playing and paused: whatever it was, the heir knows it."""
+    client = lab.popen(
+        "c1",
+        ["python3", "-c", _DIALOGUE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert client.stdin is not None and client.stdout is not None
+
+    def said() -> str:
+        assert client.stdout is not None
+        return client.stdout.readline()
+
+    def ask(request: str) -> str:
+        assert client.stdin is not None
+        client.stdin.write(request + "\n")
+        client.stdin.flush()
+        return said()
+
+    def die() -> None:
+        """The owner does; those that did before are up again."""
+        lab.until(lambda: all(each["state"] == "done" for each in lab.takeovers()), "a takeover is not done")
+        for server in lab.servers():
+            if server["state"] == "failed":
+                lab.heal(server["name"])
+        lab.fail(owner_of_sessions(lab), how="kill")
+
+    assert said().startswith("200 ")
+    die()
+    answer = ask("PLAY npt=2-")
+    assert answer.startswith("200 ")
+    first = int(re.findall(r"seq=(\d+)", answer)[0])
+    die()
+    paused = ask("PAUSE")
+    assert paused.startswith("200 ")
+    place = float(re.findall(r"npt=([\d.]+)-", paused)[0])
+    assert 2.0 <= place < SECONDS
+    die()
+    again = ask("PLAY")
+    assert float(re.findall(r"npt=([\d.]+)-", again)[0]) == place
+    assert 0 < (int(re.findall(r"seq=(\d+)", again)[0]) - first) % 2**16 < 2**15
+    assert ask("GET_PARAMETER").startswith("200 ")
+    assert ask("TEARDOWN").startswith("200 ")
+    assert ask("PLAY").startswith("454 ")
+    client.kill()
+    client.wait()
