@@ -6,11 +6,17 @@ import argparse
 import sys
 
 from state.errors import TakeoverError
-from tests.bench import alarms, overhead, scale, stall
+from tests.bench import alarms, bundle, overhead, scale, stall
 from tests.bench.report import Report
 from topologies.lab import HOWS
 
-_BENCHES = {"stall": stall.run, "overhead": overhead.run, "alarms": alarms.run, "scale": scale.run}
+_BENCHES = {
+    "stall": stall.run,
+    "overhead": overhead.run,
+    "alarms": alarms.run,
+    "scale": scale.run,
+    "bundle": bundle.run,
+}
 
 
 def main() -> int:
