@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.bundle import LiveBundle
-from dataplane.connection import LiveConnection
 from dataplane.datagrams import UdpPart
 from dataplane.objects import DocumentRoot
 from dataplane.rtp.mpegts import TransportStream
@@ -38,16 +36,10 @@ URL = "rtsp://vip/film.bin"
 TCP = "RTP/AVP/TCP;unicast;interleaved=0-1"
 
 
-class RtspHost(StoringHost):
-    """A host whose connections have bundles."""
-
-    def __init__(self, root: DocumentRoot, port: int) -> None:
-        super().__init__(root)
-        self.interface = socket.if_nametoindex("lo")
-        self.service = Service(554, "rtsp", affinity="service", data_ports=(DataPorts(port, port + 1, "udp"),))
-
-    def bundle(self, connection: LiveConnection) -> LiveBundle:
-        return LiveBundle(self, connection, self.service, "service")  # type: ignore[arg-type]
+def rtsp_host(root: DocumentRoot, port: int) -> StoringHost:
+    host = StoringHost(root)
+    host.service = Service(554, "rtsp", affinity="service", data_ports=(DataPorts(port, port + 1, "udp"),))
+    return host
 
 
 class Player:
@@ -132,7 +124,7 @@ class Player:
 @asynccontextmanager
 async def player(folder: Path, port: int = 0) -> AsyncIterator[Player]:
     with document_root(folder, film=FILM, text=b"no film at all\n" * 1000) as root:
-        host = RtspHost(root, port or free_pair())
+        host = rtsp_host(root, port or free_pair())
         async with live(root, RTSP.fresh(root), host=host) as made:
             made.connection.start()
             yield Player(made)
@@ -448,7 +440,7 @@ def test_over_udp_the_heir_goes_on_by_the_clock(tmp_path: Path) -> None:
             block = one.made.host.checkpoints[-1]
         stopped = time.monotonic()
         with document_root(tmp_path, film=FILM) as root:
-            host = RtspHost(root, free_pair())
+            host = rtsp_host(root, free_pair())
             section = block.section(STREAM, StreamSection)
             application = RTSP.unready(root, DataBlock.decode(block.encode()))
             stream = ByteStream.resumed(ISS, section, proof(section.end))
@@ -488,7 +480,7 @@ def test_a_film_that_differs_or_is_not_there_ends_the_connection(tmp_path: Path)
         with document_root(folder, **films) as root:
             section = block.section(STREAM, StreamSection)
             stream = ByteStream.resumed(ISS, section, proof(section.end))
-            async with live(root, RTSP.unready(root, block), stream, host=RtspHost(root, free_pair())) as made:
+            async with live(root, RTSP.unready(root, block), stream, host=rtsp_host(root, free_pair())) as made:
                 made.connection.resume(section.end)
                 with pytest.raises(ConnectionResetError):
                     await made.hear_all()
@@ -559,7 +551,7 @@ def test_the_heir_sends_exactly_the_bytes_that_the_client_does_not_have(life: Li
             application = RTSP.unready(root, block)
             stream = ByteStream.resumed(ISS, section, proof(position))
             objects = [application.generate(ref) for ref in section.objects]
-            host = RtspHost(root, free_pair())
+            host = rtsp_host(root, free_pair())
             async with live(root, application, stream, host=host, objects=objects) as made:
                 made.connection.resume(position)
                 one = Player(made)
