@@ -22,12 +22,12 @@ _PROGRESS = re.compile(rb"out_time_us=(\d+)")
 
 
 class Player:
-    """`ffmpeg -i rtsp://vip/PATH -c copy OUTPUT`, as it is: no retries. `wait_for` its progress; `wait` for its end."""
+    """`ffmpeg -i rtsp://HOST/PATH -c copy OUTPUT`, as it is: no retries. `wait_for` its progress; `wait` for its end."""
 
-    def __init__(self, lab: Lab, client: str, path: str, transport: str, output: Path, *options: str) -> None:
-        """`transport`: `udp`, `tcp` or `udp_multicast`. `options` stand before the output."""
+    def __init__(self, lab: Lab, client: str, path: str, transport: str, output: Path, host: str = "vip") -> None:
+        """`transport`: `udp`, `tcp` or `udp_multicast`."""
         command = ["ffmpeg", "-nostdin", "-loglevel", "warning", "-progress", "pipe:1", "-stats_period", "0.1", "-y"]
-        command += ["-rtsp_transport", transport, "-i", f"rtsp://vip{path}", "-c", "copy", *options]
+        command += ["-rtsp_transport", transport, "-i", f"rtsp://{host}{path}", "-c", "copy"]
         command += ["-fflags", "+bitexact", str(output)]
         self.output = output
         self.process = lab.popen(client, command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -170,6 +170,15 @@ def test_two_receivers_of_a_group_see_one_stream_and_both_go_on(
     assert len(frames(tmp_path / "c2.ts")) < len(frames(tmp_path / "c1.ts")) <= SECONDS * objects.CLIP_FRAMES
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_it_is_the_same_on_ipv6(lab: Lab, tmp_path: Path, transport: str, healed: None) -> None:
+    player = Player(lab, "c2", "/film.ts", transport, tmp_path / "out.ts", host="vip6")
+    player.wait_for(2.0)
+    lab.fail(owner_of_sessions(lab), how="kill")
+    assert player.wait() == 0, player.said.decode()
+    assert len(frames(tmp_path / "out.ts")) >= SECONDS * objects.CLIP_FRAMES - (0 if transport == "tcp" else 10)
+
+
 @pytest.mark.parametrize("transport", ["tcp", "udp-mcast"])
 def test_gstreamer_plays_through_a_death(lab: Lab, tmp_path: Path, transport: str, healed: None) -> None:
     source = f"rtspsrc location=rtsp://vip/film.ts protocols={transport} latency=50"

@@ -206,6 +206,12 @@ def test_a_real_clip_has_the_times_that_ffprobe_gives_it(tmp_path: Path) -> None
         assert arrives <= shown < arrives + 2 * 90_000
 
 
+def test_a_clip_has_the_same_bytes_whenever_it_is_made(tmp_path: Path) -> None:
+    objects.make_clip(tmp_path / "a.ts", seconds=1)
+    objects.make_clip(tmp_path / "b.ts", seconds=1)
+    assert (tmp_path / "a.ts").read_bytes() == (tmp_path / "b.ts").read_bytes()
+
+
 def test_offsets_of_a_timetable_rise_and_end_at_the_size() -> None:
     references, _ = scan(reader(steady(25)), 25 * PACKET)
     offsets, times = timetable(references[VIDEO], 25 * PACKET)
