@@ -22,7 +22,7 @@ _PROGRESS = re.compile(rb"out_time_us=(\d+)")
 
 
 class Player:
-    """`ffmpeg -i rtsp://HOST/PATH -c copy OUTPUT`, as it is: no retries. `wait_for` its progress; `wait` for its end."""
+    """`ffmpeg -i rtsp://HOST/PATH -c copy OUTPUT`, no retries. `wait_for` its progress; `wait` for its end."""
 
     def __init__(self, lab: Lab, client: str, path: str, transport: str, output: Path, host: str = "vip") -> None:
         """`transport`: `udp`, `tcp` or `udp_multicast`."""
