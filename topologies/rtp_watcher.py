@@ -88,7 +88,21 @@ class Capture:
 
     def __init__(self, lab: Lab, client: str, file: Path) -> None:
         self._file = file
-        command = ["tcpdump", "-i", f"{client}-eth0", "-Q", "in", "-B", "16384", "-s", "0", "-U", "-w", str(file)]
+        command = [
+            "tcpdump",
+            "-i",
+            f"{client}-eth0",
+            "--immediate-mode",
+            "-Q",
+            "in",
+            "-B",
+            "16384",
+            "-s",
+            "0",
+            "-U",
+            "-w",
+            str(file),
+        ]
         self._process = lab.popen(client, [*command, "udp"], stderr=subprocess.PIPE, text=True)
         assert self._process.stderr is not None
         if "listening" not in self._process.stderr.readline():

@@ -17,6 +17,8 @@ from topologies.rtp_watcher import Capture, Player, Seen, longest_gap
 SECONDS = 8
 FRAME_NS = 10**9 // objects.CLIP_FRAMES
 _TICKS = 90_000
+_NOT_WRITTEN = 1
+"""ffmpeg leaves out a stream's last frame: nothing follows that would end it."""
 _TOLERANCE_NS = 60_000_000
 """How late a packet may be sent or noticed on a busy machine, when two clocks are compared."""
 
@@ -137,7 +139,7 @@ def test_inside_tcp_a_death_changes_no_byte(lab: Lab, tmp_path: Path, healed: No
         lab.fail(owner_of_sessions(lab), how="kill")
     assert player.wait() == 0, player.said.decode()
     assert (tmp_path / "out.ts").read_bytes() == (tmp_path / "whole.ts").read_bytes()
-    assert len(frames(tmp_path / "out.ts")) == SECONDS * objects.CLIP_FRAMES
+    assert len(frames(tmp_path / "out.ts")) >= SECONDS * objects.CLIP_FRAMES - _NOT_WRITTEN
     lab.until(lambda: lab.connections() == [], "the session did not end")
 
 
@@ -176,14 +178,17 @@ def test_it_is_the_same_on_ipv6(lab: Lab, tmp_path: Path, transport: str, healed
     player.wait_for(2.0)
     lab.fail(owner_of_sessions(lab), how="kill")
     assert player.wait() == 0, player.said.decode()
-    assert len(frames(tmp_path / "out.ts")) >= SECONDS * objects.CLIP_FRAMES - (0 if transport == "tcp" else 10)
+    assert len(frames(tmp_path / "out.ts")) >= SECONDS * objects.CLIP_FRAMES - (
+        _NOT_WRITTEN if transport == "tcp" else 10
+    )
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp-mcast"])
 def test_gstreamer_plays_through_a_death(lab: Lab, tmp_path: Path, transport: str, healed: None) -> None:
     source = f"rtspsrc location=rtsp://vip/film.ts protocols={transport} latency=50"
     sink = f"filesink location={tmp_path}/out.ts buffer-mode=unbuffered"
-    player = lab.popen("c1", ["gst-launch-1.0", *f"{source} ! rtpmp2tdepay ! {sink}".split()], stdout=subprocess.PIPE)
+    command = ["gst-launch-1.0", *f"{source} ! rtpmp2tdepay ! {sink}".split()]
+    player = lab.popen("c1", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     out = tmp_path / "out.ts"
     lab.until(lambda: out.exists() and out.stat().st_size > 300_000, "gstreamer writes nothing")
     lab.fail(owner_of_sessions(lab), how="kill")
