@@ -311,12 +311,13 @@ def _span(wanted: Range | None, position: int, media: Media) -> tuple[int, int]:
 
 def _pause(request: Request, session: Session | None, facts: Facts) -> _Answer:
     assert session is not None
-    if not session.active:
-        raise RtspError(455, "the session is not playing", ("Allow", "OPTIONS, SETUP, PLAY, TEARDOWN, GET_PARAMETER"))
+    if not session.active and not session.playing.packets:
+        raise RtspError(455, "the session has not played", ("Allow", "OPTIONS, SETUP, PLAY, TEARDOWN, GET_PARAMETER"))
     if "range" in request.headers:
         raise RtspError(456, "PAUSE works at once: it takes no Range")
     media = _found(facts).media
-    after = stopped(session, media, facts.sent)
+    # GStreamer pauses what has come to its end already, and must not be told that this is an error.
+    after = stopped(session, media, facts.sent) if session.active else session
     return [("Range", f"npt={npt(media.ticks(after.playing.start))}-")], b"", after
 
 
