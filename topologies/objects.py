@@ -31,12 +31,12 @@ def _make_random(folder: Path) -> None:
                 file.write(source.randbytes(min(_CHUNK, size - start)))
 
 
-def make_clip(path: Path, seconds: int) -> None:
-    """As `/clip.ts`, but perhaps shorter."""
-    subprocess.run(_clip_command(path, seconds), check=True)
+def make_clip(path: Path, seconds: int, *options: str) -> None:
+    """As `/clip.ts`, but perhaps shorter. `options`: ffmpeg's, for the output."""
+    subprocess.run(_clip_command(path, seconds, *options), check=True)
 
 
-def _clip_command(path: Path, seconds: int) -> list[str]:
+def _clip_command(path: Path, seconds: int, *options: str) -> list[str]:
     """A transport stream of ffmpeg's test source, which burns its time in hundredths of a second into every frame
     (frame n shows 4 n), with a tone. One thread and no dates: the same bytes from the same ffmpeg."""
     video = f"testsrc=size=320x240:rate={CLIP_FRAMES}:decimals=2:duration={seconds}"
@@ -44,4 +44,4 @@ def _clip_command(path: Path, seconds: int) -> list[str]:
     command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-y", "-f", "lavfi", "-i", video, "-f", "lavfi", "-i", tone]
     command += ["-c:v", "libx264", "-preset", "ultrafast", "-threads", "1", "-g", str(CLIP_FRAMES), "-bf", "0"]
     command += ["-b:v", "1M", "-pix_fmt", "yuv420p", "-c:a", "mp2", "-b:a", "128k"]
-    return [*command, "-flags", "+bitexact", "-fflags", "+bitexact", "-f", "mpegts", str(path)]
+    return [*command, *options, "-flags", "+bitexact", "-fflags", "+bitexact", "-f", "mpegts", str(path)]

@@ -84,6 +84,16 @@ class LiveSession:
             first.close()
             raise
 
+    @property
+    def has_ports(self) -> bool:
+        return self._ports is not None
+
+    def has_ports_for(self, after: Session) -> bool:
+        """Are those that it has those that it needs, or does it need none yet?"""
+        if after.way != self.session.way:
+            return False
+        return after.way.kind == "interleaved" or self.has_ports or not after.active
+
     def close_ports(self) -> None:
         for port in self._ports or ():
             port.close()

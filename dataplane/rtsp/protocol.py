@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import random
 import secrets
 import time
 from typing import Annotated
@@ -222,7 +223,7 @@ class RtspApplication(Application):
         if live is None and after is not None:
             assert opened is not None and isinstance(found, Found)
             live = new = LiveSession(self._station, after, opened, found.media, self._finished)
-        if live is not None and after is not None and (before is None or after.way != before.way):
+        if live is not None and after is not None and not (before is not None and live.has_ports_for(after)):
             try:
                 live.open_ports(stream, after.way)
             except LocalError as error:
@@ -370,12 +371,24 @@ class RtspApplication(Application):
             if not self._root.same(live.opened, session.object):
                 raise ObjectMissing(f"{session.object.identifier} differs at the backup")
             live.media = table
-            live.open_ports(stream, session.way)
             if session.active and session.way.kind != "interleaved":
+                live.open_ports(stream, session.way)
                 live.resume(stream, stream.bundle.vip)
+            elif session.way.kind != "interleaved":
+                # Nothing is sent yet: not in the turn in which hundreds of sessions may become ready.
+                stream.call_later(random.uniform(0, REFRESH_SECONDS), functools.partial(self._open_ports, live))
         except TakeoverError as error:
             self._unusable = str(error)
         self._go_on()
+
+    def _open_ports(self, live: LiveSession) -> None:
+        """Unless PLAY has done it, or the session has ended meanwhile."""
+        stream = self._stream
+        if stream is not None and self._live.get(live.session.id) is live and not live.has_ports:
+            try:
+                live.open_ports(stream, live.session.way)
+            except LocalError as error:
+                _log.warning("%s: %s", stream.connection.id, error)
 
     def _go_on(self) -> None:
         """Inside the connection, once all that was planned there can be computed again."""

@@ -1,8 +1,8 @@
 """Streams whose server dies: how long no packet comes, and how many bundles a second an heir takes over.
 
 An ffmpeg plays over UDP while its owner is killed again and again. A stall is the longest silence between two packets
-of the stream that ends after the fault, from the fault on; the packets of the clip are about ten milliseconds apart,
-which is part of it. Nothing may come twice.
+of the stream that ends after the fault, from the fault on; it ends with the first packet that is due after that. Nothing
+may come twice.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from topologies.lab import Lab
 from topologies.rtp_watcher import Capture, Player, Seen, longest_gap
 
 _SECONDS = 60
+_RATE = "4M"
+"""Bits per second, filled up as broadcasters do."""
 _BETWEEN = (1.5, 2.5)
 """Seconds of play between two deaths, at random."""
 _SESSIONS = 400
@@ -32,7 +34,7 @@ def run(report: Report, options: dict[str, Any]) -> bool:
     """`kills` deaths; False when a player ended, or a packet came twice."""
     kills, seed = options.get("kills", 100), options.get("seed", 1)
     with tempfile.TemporaryDirectory() as folder:
-        objects.make_clip(Path(folder, "clip.ts"), _SECONDS)
+        objects.make_clip(Path(folder, "clip.ts"), _SECONDS, "-muxrate", _RATE)
         with Lab(servers=3, docroot=folder) as lab:
             good = _stalls(report, lab, kills, random.Random(seed))
             good &= _moves(report, lab)
