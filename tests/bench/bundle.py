@@ -1,7 +1,7 @@
 """Streams whose server dies: how long no packet comes, and how many bundles a second an heir takes over.
 
 An ffmpeg plays over UDP while its owner is killed again and again. A stall is the longest silence between two packets
-of the stream that ends after the fault, from the fault on: until the first packet that falls due when the heir is there.
+of the stream that ends after the fault, from the fault on: until the first packet due when the heir is there.
 Nothing may come twice.
 """
 
