@@ -218,10 +218,11 @@ class LiveBundle:
             if other is not connection:
                 other.checkpoint_if_due()
 
-    def hand_in_parts(self, connection: LiveConnection) -> None:
-        if connection is self._control:
-            for member in list(self._members):
-                member.hand_in()
+    def hand_in(self) -> None:
+        for connection in (*self._members, self._control):
+            connection.take_in()
+        # The control connection first, and the others with it: what it would say of their end, another server says.
+        self._control.abandon()
 
     def left(self, connection: LiveConnection, *, silently: bool) -> None:
         if connection is not self._control:

@@ -59,8 +59,8 @@ class Related(Bundle, Protocol):
     def checkpoint_others(self, connection: LiveConnection) -> None:
         """This connection makes a checkpoint: others that are to make one make theirs now, for the same message."""
 
-    def hand_in_parts(self, connection: LiveConnection) -> None:
-        """If this is the control connection, which is handed in: hand in the others first."""
+    def hand_in(self) -> None:
+        """All of it: another server goes on from here."""
 
     def left(self, connection: LiveConnection, *, silently: bool) -> None:
         """This connection is over. `silently`: another server has it, and all of its bundle."""
@@ -281,15 +281,18 @@ class LiveConnection:
         )
 
     def hand_in(self) -> None:
-        """Take in what the kernel has acknowledged, have it stored, and abandon: another server goes on from here."""
+        """Take in what the kernel has acknowledged, have it stored, and abandon: another server goes on from here. All
+        of a bundle is handed in together."""
         if self._bundle is not None:
-            self._bundle.hand_in_parts(self)
+            self._bundle.hand_in()
+        else:
+            self.take_in()
+            self.abandon()
+
+    def take_in(self) -> None:
+        """What the kernel has acknowledged, and have it stored."""
         self._read_all()
-        if self._over:
-            return
-        if self._checkpoint_scheduled:
-            self._checkpoint()
-        self.abandon()
+        self._checkpoint()
 
     def abandon(self) -> None:
         """Give the connection up without a word: another server has it."""
