@@ -483,7 +483,14 @@ class Takeover:
             self._resumed(entry, proof)
 
     def _flaw(self, entry: Unready, proof: Proof) -> str | None:
-        """Why the rest of the stream cannot be sent from here. What the client has already needs no object."""
+        """Why it cannot go on from here. What the client has already needs no object."""
+        try:
+            obstacle = entry.application.obstacle()
+        except Exception as error:  # the protocol's author did not foresee it; other connections go on
+            _log.warning("%s: %s", entry.header.connection.id, entry.header.protocol, exc_info=True)
+            obstacle = f"{entry.header.protocol}: {type(error).__name__}"
+        if obstacle is not None:
+            return obstacle
         for extent in entry.stream.extents:
             if extent.object is None or extent.end <= proof.position:
                 continue

@@ -132,6 +132,8 @@ class LiveConnection:
         self._linger_until = 0.0
         self._tail = 0
         self._discarded = 0
+        self._held = False
+        """The application takes no input now."""
         self._room: asyncio.TimerHandle | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._input_expected: tuple[int, Callable[[bool], None]] | None = None
@@ -140,7 +142,7 @@ class LiveConnection:
     # --- life ---
     def start(self) -> None:
         """A client was accepted."""
-        self._loop.add_reader(self._fd, self._readable)
+        self._listen_for_input()
         self._live = True
         self._tell(self.application.opened, self)
         self.schedule_checkpoint()
@@ -152,8 +154,7 @@ class LiveConnection:
         until there is something new to say."""
         if self._over:
             return  # the control connection's application wanted it so
-        if not self.stream.input_ended:
-            self._loop.add_reader(self._fd, self._readable)
+        self._listen_for_input()
         self._tell(self.application.ready, self, position)
         self._live = True
         if self.stream.input_ended and not self.stream.closing:
@@ -197,8 +198,7 @@ class LiveConnection:
         rcv_nxt = self._irs + 1 + self.stream.rcv_nxt_offset
         self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt, self._host.interface)
         self._fd = self._sock.fileno()
-        if not self.stream.input_ended:
-            self._loop.add_reader(self._fd, self._readable)
+        self._listen_for_input()
         self._pump()
 
     def lost(self) -> None:
@@ -436,6 +436,19 @@ class LiveConnection:
         self._timers = [old for old in self._timers if not old.cancelled() and old.when() > now]
         self._timers.append(timer)
         return timer
+
+    def hold_input(self, held: bool) -> None:
+        if self._held == held:
+            return
+        self._held = held
+        if held:
+            self._loop.remove_reader(self._fd)
+        else:
+            self._listen_for_input()
+
+    def _listen_for_input(self) -> None:
+        if not (self._held or self._over or self.stream.input_ended):
+            self._loop.add_reader(self._fd, self._readable)
 
     def changed(self) -> None:
         self.schedule_checkpoint()

@@ -208,6 +208,10 @@ class Stream(Protocol):
         """Call back once, after so long. Timers are the connection's: its end cancels them, and none is taken over:
         `Application.ready` starts them again."""
 
+    def hold_input(self, held: bool) -> None:
+        """Take no input until a later call with False: what the client sends waits in the kernel, and then at the
+        client. Not for long: while it is held, the end of the connection is not noticed either."""
+
     def changed(self) -> None:
         """What the application's section would say has changed by itself: make a checkpoint. What is planned and what
         arrives makes one anyway."""
@@ -298,6 +302,11 @@ class Application(ABC):
 
         When a control connection ends, what is left of its bundle is reset; when a data connection ends, nothing else.
         """
+
+    def obstacle(self) -> str | None:
+        """Why this connection, unready and its client proven, cannot go on here although its checkpoint is in order:
+        what it lacks was with its server alone. It is reset with that reason, a short sentence, as is its bundle."""
+        return None
 
     def generate(self, ref: ObjectRef) -> GeneratedObject:
         """The object that this protocol computed and planned on another server (`ref.parameters` are its own). Called
