@@ -9,13 +9,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from dataplane import http
+from dataplane import ftp, http
 from dataplane.rtsp import RTSP
 from dataplane.stack import ApplicationKind
 from state.configuration import Serving
 from state.errors import LocalError
 
-BUILT_IN: dict[str, Callable[[Serving], ApplicationKind]] = {"http": http.kind, "rtsp": lambda serving: RTSP}
+BUILT_IN: dict[str, Callable[[Serving], ApplicationKind]] = {
+    "http": http.kind,
+    "ftp": ftp.kind,
+    "rtsp": lambda serving: RTSP,
+}
 """Made with the configuration's limits."""
 
 

@@ -23,6 +23,7 @@ from state.ports import DataPorts
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _MAC = re.compile(r"^([0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
+_PASSWORD = re.compile(r"^scrypt:[0-9a-f]{32}:[0-9a-f]{64}\Z")
 _IMPORT_PATH = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z", re.ASCII)
 AFFINITIES = ("connection", "client", "service")
 """What decides a connection's slot: bits of the client's port, bits of its address, or nothing: all are in slot 0."""
@@ -135,6 +136,23 @@ class Api:
 
 
 @dataclass(frozen=True)
+class FtpUser:
+    name: str
+    password: str
+    """`scrypt:SALT:DIGEST`, see `dataplane.ftp.passwords`."""
+    write: tuple[str, ...] = ()
+    """Folders below the document root where the user may write."""
+
+
+@dataclass(frozen=True)
+class Ftp:
+    """Who may use FTP. Anonymous clients only read."""
+
+    anonymous: bool = True
+    users: tuple[FtpUser, ...] = ()
+
+
+@dataclass(frozen=True)
 class Serving:
     """What one agent takes on. Times are milliseconds."""
 
@@ -153,6 +171,7 @@ class Serving:
     stop: int = 1_000
     """How long responses that are under way may go on after SIGTERM before a backup goes on with them."""
     access_log: bool = True
+    ftp: Ftp = field(default_factory=Ftp)
 
 
 @dataclass(frozen=True)
@@ -503,14 +522,42 @@ def _serving(check: _Checker, node: yaml.Node | None) -> Serving:
     default = Serving()
     if node is None:
         return default
-    fields = check.mapping(node, "serving", (), (*_SERVING, "access_log"))
+    fields = check.mapping(node, "serving", (), (*_SERVING, "access_log", "ftp"))
     numbers = {
         attribute: check.integer(fields.get(name), f"serving.{name}", low, high, getattr(default, attribute))
         for name, (attribute, low, high) in _SERVING.items()
     }
     return Serving(
-        **numbers, access_log=check.boolean(fields.get("access_log"), "serving.access_log", default.access_log)
+        **numbers,
+        access_log=check.boolean(fields.get("access_log"), "serving.access_log", default.access_log),
+        ftp=_ftp(check, fields.get("ftp")),
     )
+
+
+def _ftp(check: _Checker, node: yaml.Node | None) -> Ftp:
+    if node is None:
+        return Ftp()
+    fields = check.mapping(node, "serving.ftp", (), ("anonymous", "users"))
+    users: list[FtpUser] = []
+    entries = check.sequence(fields["users"], "serving.ftp.users") if "users" in fields else []
+    for i, entry in enumerate(entries):
+        place = f"serving.ftp.users[{i}]"
+        given = check.mapping(entry, place, ("name", "password"), ("write",))
+        folders = check.sequence(given["write"], f"{place}.write") if "write" in given else []
+        what = "a digest that `python -m dataplane.ftp.passwords` has made"
+        user = FtpUser(
+            check.text(given.get("name"), f"{place}.name", _is_user, "a user's name"),
+            check.text(given.get("password"), f"{place}.password", _PASSWORD.match, what),
+            tuple(check.text(folder, f"{place}.write", _is_path, "an absolute path") for folder in folders),
+        )
+        if user.name and any(user.name == other.name for other in users):
+            check.problem(entry, f"{place}.name", f"{user.name} is used twice")
+        users.append(user)
+    return Ftp(check.boolean(fields.get("anonymous"), "serving.ftp.anonymous", True), tuple(users))
+
+
+def _is_user(text: str) -> bool:
+    return _is_name(text) and text.lower() not in ("anonymous", "ftp")
 
 
 def _check_together(check: _Checker, top: dict[str, yaml.Node], configuration: Configuration) -> None:

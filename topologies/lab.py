@@ -39,6 +39,8 @@ _STOP_MARGIN = 5.0
 _CONTROLLER = "10.255.0.1"
 _AGENTS_PORT = 6680
 _PORT_QUEUE_BYTES = 2 << 20
+FTP_USER, FTP_PASSWORD = "writer", "takeover"
+"""Whoever has the lab has these."""
 HOWS = ("kill", "hang", "power", "link", "stop")
 _POWER_OFF = "add table inet off; add chain inet off o { type filter hook output priority -300; policy drop; }; \
 add chain inet off i { type filter hook prerouting priority -300; policy drop; }"
@@ -63,8 +65,8 @@ class Lab:
     ) -> None:
         """`docroots`: another document root for some servers. `both`: port 81 serves the same without protection.
         `serving`, `detection`: fields of the configuration's parts of those names. `services`: protocols by port,
-        beside HTTP on port 80 and RTSP on 554, for example `{7000: "mypackage.module:KIND"}`, or instead of the
-        protocol's name all of the configuration's fields of that service.
+        beside FTP on port 21, HTTP on 80 and RTSP on 554, for example `{7000: "mypackage.module:KIND"}`, or instead of
+        the protocol's name all of the configuration's fields of that service.
         """
         if servers < 1 or clients < 1 or servers > 32 or clients > 32:
             raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
@@ -161,7 +163,7 @@ class Lab:
         from topologies import vip
 
         names = [f"s{number}" for number in range(1, self._server_count + 1)]
-        served: dict[int, str | Mapping[str, object]] = {80: "http", 554: "rtsp"}
+        served: dict[int, str | Mapping[str, object]] = {21: "ftp", 80: "http", 554: "rtsp"}
         served |= {int(port): protocol for port, protocol in self._services.items()}
         listed = [
             json.dumps({"port": port, **({"protocol": given} if isinstance(given, str) else given)})
@@ -178,7 +180,7 @@ vips:
   - address: "{vip.VIP6}"
     services: [{", ".join(listed)}]
 state: {{embedded: {FOLDER}/state.db}}
-serving: {json.dumps(self._serving)}
+serving: {json.dumps({"ftp": {"users": [_ftp_user()]}, **self._serving})}
 detection: {json.dumps(self._detection)}
 servers:
 """
@@ -485,6 +487,13 @@ servers:
     def status(self) -> dict[str, Any]:
         """What has become of each process, see `condition.of`."""
         return condition.of(self._record, lock.owner())
+
+
+def _ftp_user() -> dict[str, object]:
+    """Who may write in the lab."""
+    from dataplane.ftp import passwords
+
+    return {"name": FTP_USER, "password": passwords.hashed(FTP_PASSWORD), "write": [objects.UPLOADS]}
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from pathlib import Path
 _SEED = 20260101
 _CHUNK = 1 << 20
 SIZES = {"object.bin": 256 << 20, "1m": 1 << 20, "64k": 64 << 10, "1k": 1 << 10}
+UPLOADS = "/incoming"
+"""A folder where the lab's FTP user may write."""
 CLIP_SECONDS = 60
 CLIP_FRAMES = 25
 """Per second."""
@@ -17,6 +19,7 @@ CLIP_FRAMES = 25
 def make(folder: Path) -> None:
     """Write the objects that the contract names. Seeded: two labs serve equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / UPLOADS.lstrip("/")).mkdir(exist_ok=True)
     with subprocess.Popen(_clip_command(folder / "clip.ts", CLIP_SECONDS)) as clip:
         _make_random(folder)
     if clip.returncode != 0:

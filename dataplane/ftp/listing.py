@@ -1,0 +1,83 @@
+"""Lines of listings: LIST and NLST (RFC 959), MLSD and MLST (RFC 3659 section 7). Pure.
+
+A listing is sent in the order of names, and a checkpoint says after which name it goes on. So a heir goes on with its
+own copy of the folder: whatever was there all the time is listed exactly once, as with any listing of a folder that
+changes meanwhile.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from dataplane.ftp import paths
+from dataplane.ftp.tree import Entry
+
+FACTS = ("type", "size", "modify", "perm")
+_HALF_A_YEAR = 182 * 86_400
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_GLOB = frozenset("*?[")
+
+
+def time_val(mtime_ns: int) -> str:
+    """RFC 3659 section 2.3: UTC."""
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(mtime_ns // 10**9))
+
+
+def facts(entry: Entry, wanted: Sequence[str], kind: str | None = None) -> str:
+    """`type=file;size=1024;modify=...; ` without the name. `kind`: `cdir` or `pdir` of a folder."""
+    known = {
+        "type": kind or ("dir" if entry.folder else "file"),
+        "size": None if entry.folder else str(entry.size),
+        "modify": time_val(entry.mtime_ns),
+        "perm": "el" if entry.folder else "r",
+    }
+    return "".join(f"{name}={known[name]};" for name in FACTS if name in wanted and known[name] is not None)
+
+
+def line(verb: str, entry: Entry, wanted: Sequence[str], now: float) -> str:
+    """One entry's line, without its end."""
+    if verb == "NLST":
+        return entry.name
+    if verb == "MLSD":
+        return f"{facts(entry, wanted)} {entry.name}"
+    moment = time.gmtime(entry.mtime_ns // 10**9)
+    recent = 0 <= now - entry.mtime_ns / 1e9 < _HALF_A_YEAR
+    clock = f"{moment.tm_hour:02}:{moment.tm_min:02}" if recent else f"{moment.tm_year:>5}"
+    mode, links = ("drwxr-xr-x", 2) if entry.folder else ("-rw-r--r--", 1)
+    when = f"{_MONTHS[moment.tm_mon - 1]} {moment.tm_mday:>2} {clock}"
+    return f"{mode} {links:>3} ftp      ftp      {entry.size:>12} {when} {entry.name}"
+
+
+def is_pattern(name: str) -> bool:
+    return not _GLOB.isdisjoint(name)
+
+
+def chunk(
+    verb: str,
+    folder: str,
+    names: Iterable[str],
+    find: Callable[[str], Entry | None],
+    *,
+    pattern: str,
+    after: str,
+    wanted: Sequence[str],
+    now: float,
+    least: int,
+) -> tuple[bytes, str | None]:
+    """Lines of entries after the name `after`, until they are `least` bytes. Returns them and the last name; None when
+    nothing follows. `names` are sorted; `find` tells of a path what is there."""
+    text: list[bytes] = []
+    size = 0
+    for name in names:
+        if name <= after or (pattern and not fnmatch.fnmatchcase(name, pattern)):
+            continue
+        entry = find(paths.child(folder, name))
+        if entry is None:
+            continue
+        text.append(f"{line(verb, entry, wanted, now)}\r\n".encode())
+        size += len(text[-1])
+        if size >= least:
+            return b"".join(text), name
+    return b"".join(text), None
