@@ -7,9 +7,11 @@ changes meanwhile.
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from dataplane.ftp import paths
 from dataplane.ftp.tree import Entry
@@ -57,7 +59,7 @@ def is_pattern(name: str) -> bool:
 def chunk(
     verb: str,
     folder: str,
-    names: Iterable[str],
+    names: Sequence[str],
     find: Callable[[str], Entry | None],
     *,
     pattern: str,
@@ -70,8 +72,8 @@ def chunk(
     nothing follows. `names` are sorted; `find` tells of a path what is there."""
     text: list[bytes] = []
     size = 0
-    for name in names:
-        if name <= after or (pattern and not fnmatch.fnmatchcase(name, pattern)):
+    for name in itertools.islice(names, bisect.bisect_right(names, after), None):
+        if pattern and not fnmatch.fnmatchcase(name, pattern):
             continue
         entry = find(paths.child(folder, name))
         if entry is None:

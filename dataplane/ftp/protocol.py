@@ -322,6 +322,7 @@ class FtpApplication(Application):
 
     def _over(self) -> None:
         self._transfer, self._running = None, False
+        self._heard = time.monotonic()
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None

@@ -20,7 +20,7 @@ from state.datablock import UInt63
 
 LIMIT_FAILURES = 3
 """Wrong passwords of one connection (RFC 2577 section 5)."""
-LIMIT_STAT_BYTES = 6 * 1024
+LIMIT_STAT_BYTES, LIMIT_STAT_NAMES = 6 * 1024, 256
 """Of a listing that goes over the control connection."""
 ANONYMOUS = ("anonymous", "ftp")
 GREETING = reply(220, "takeover FTP server ready.")
@@ -133,7 +133,7 @@ class Facts:
     vip: str
     now: float
     find: Callable[[str], Entry | None]
-    names: Callable[[str], list[str]]
+    names: Callable[[str, int], list[str]]
     may_write: Callable[[str, str], bool]
     """May this user write this path?"""
     anonymous: bool = True
@@ -411,11 +411,11 @@ def _stat(command: Command, session: Session, facts: Facts) -> Decision:
     found = _listed(command, session, facts)
     if found is None:
         return Decision(session, reply(450, "There is no such file or folder."))
-    names = facts.names(found.path)
+    names = facts.names(found.path, LIMIT_STAT_NAMES + 1)
     text, last = listing.chunk(
         "LIST",
         found.path,
-        names,
+        names[:LIMIT_STAT_NAMES],
         facts.find,
         pattern=found.pattern,
         after="",
@@ -423,7 +423,7 @@ def _stat(command: Command, session: Session, facts: Facts) -> Decision:
         now=facts.now,
         least=LIMIT_STAT_BYTES,
     )
-    end = "End" if last is None else "Not all: use LIST."
+    end = "End" if last is None and len(names) <= LIMIT_STAT_NAMES else "Not all: use LIST."
     return Decision(session, lines(213, f"Status of {found.path}", text.decode().splitlines(), end))
 
 

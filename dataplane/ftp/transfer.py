@@ -7,6 +7,7 @@ in checkpoints: an upload does not survive its server, and its client is told so
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Literal, Protocol
 
@@ -67,7 +68,7 @@ class FtpData(Application):
         self._stream: Stream | None = None
         self._listed: Transfer | None = None
         self._after = ""
-        self._names: list[str] = []
+        self._names: list[str] | None = None
         self._upload: Upload | None = None
         self._early = b""
         self._received = 0
@@ -88,9 +89,8 @@ class FtpData(Application):
         self._stream = stream
         if self.state == "listing":
             assert self._listed is not None
-            self._names = self._tree.names(self._listed.path)
             self._watch()
-            self._go_on_listing()
+            self._read_names(self._listed.path)
         elif self.state in ("file", "listed"):
             self._watch()
             self._finish_when_drained()
@@ -130,9 +130,20 @@ class FtpData(Application):
 
     def send_listing(self, transfer: Transfer) -> None:
         self.state, self._listed, self._after = "listing", transfer, ""
-        self._names = self._tree.names(transfer.path)
         self._watch()
-        self._go_on_listing()
+        assert self._stream is not None
+        self._stream.changed()
+        self._read_names(transfer.path)
+
+    def _read_names(self, folder: str) -> None:
+        """On a thread: a folder may have very many."""
+        names = asyncio.get_running_loop().run_in_executor(None, self._tree.names, folder)
+        names.add_done_callback(self._names_read)
+
+    def _names_read(self, done: asyncio.Future[list[str]]) -> None:
+        self._names = [] if done.cancelled() or done.exception() is not None else done.result()
+        if self._stream is not None and self.state == "listing":
+            self._go_on_listing()
 
     def drained(self) -> None:
         if self.state == "listing":
@@ -148,7 +159,7 @@ class FtpData(Application):
     def _go_on_listing(self) -> None:
         stream, transfer = self._stream, self._listed
         assert stream is not None and transfer is not None
-        while self.state == "listing" and stream.has_room():
+        while self.state == "listing" and self._names is not None and stream.has_room():
             text, last = listing.chunk(
                 transfer.verb,
                 transfer.path,
@@ -162,7 +173,7 @@ class FtpData(Application):
             )
             stream.write(text)
             if last is None:
-                self.state, self._names = "listed", []
+                self.state, self._names = "listed", None
             else:
                 self._after = last
         if self.state == "listed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from dataclasses import dataclass
@@ -50,15 +51,17 @@ class Tree:
         folder = stat.S_ISDIR(status.st_mode)
         return Entry(path, folder, 0 if folder else status.st_size, status.st_mtime_ns)
 
-    def names(self, folder: str) -> list[str]:
-        """The names in a folder in order; those that no line of a listing can hold are left out. None at all when it
-        cannot be read."""
+    def names(self, folder: str, limit: int | None = None) -> list[str]:
+        """The names in a folder in order, or any `limit` of them; those that no line of a listing can hold are left
+        out. None at all when it cannot be read. Without a limit it may take long: it is for a thread."""
         real = self.real(folder)
+        if real is None:
+            return []
         try:
-            found = os.listdir(real) if real is not None else []
+            with os.scandir(real) as found:
+                return sorted(entry.name for entry in itertools.islice(found, limit) if _can_be_said(entry.name))
         except OSError:
             return []
-        return sorted(name for name in found if _can_be_said(name))
 
 
 def _can_be_said(name: str) -> bool:

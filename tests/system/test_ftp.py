@@ -458,7 +458,8 @@ def test_data_goes_to_nobody_else(lab: Lab, scripted: Any) -> None:
     port = client("passive")
     attempt = f"import socket; socket.create_connection(('vip', {port}), 5).recv(1)"
     stranger = lab.run("c2", [sys.executable, "-c", attempt], capture_output=True, text=True, check=False)
-    assert "ConnectionResetError" in stranger.stderr
+    # By the server that has the port, or by another: the stranger's connections may be in its slot.
+    assert re.search(r"^Connection(Reset|Refused)Error", stranger.stderr, re.MULTILINE), stranger
     client("connect")
     assert client("say", "LIST").startswith("150 ")
     assert "object.bin" in client("text")
