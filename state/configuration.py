@@ -245,6 +245,13 @@ class _Checker:
             self.problem(node, path, f"must be {what}")
         return ""
 
+    def secret(self, node: yaml.Node | None, path: str, valid: re.Pattern[str], what: str) -> str:
+        """As `text`, but a problem does not repeat it."""
+        if node is None or (isinstance(node, yaml.ScalarNode) and valid.match(node.value)):
+            return str(node.value) if node is not None else ""
+        self.problem(node, path, f"must be {what}")
+        return ""
+
     def address(self, node: yaml.Node | None, path: str) -> str:
         text = self.text(node, path, _is_host_address, "an IP address of one host, without a zone")
         return str(ipaddress.ip_address(text)) if text else ""
@@ -547,7 +554,7 @@ def _ftp(check: _Checker, node: yaml.Node | None) -> Ftp:
         what = "a digest that `python -m dataplane.ftp.passwords` has made"
         user = FtpUser(
             check.text(given.get("name"), f"{place}.name", _is_user, "a user's name"),
-            check.text(given.get("password"), f"{place}.password", _PASSWORD.match, what),
+            check.secret(given.get("password"), f"{place}.password", _PASSWORD, what),
             tuple(check.text(folder, f"{place}.write", _is_path, "an absolute path") for folder in folders),
         )
         if user.name and any(user.name == other.name for other in users):

@@ -37,8 +37,9 @@ from state.errors import LocalError
 
 NAME = "ftp"
 ROLE = "data"
-DATA_SECONDS = 30.0
-"""How long a transfer waits for its data connection."""
+DATA_SECONDS, HEIR_DATA_SECONDS = 30.0, 5.0
+"""How long a transfer waits for its data connection; and if its port was told by an earlier owner. Then the client may
+have connected there in the last moments, so that no checkpoint knows of it: it will not connect again."""
 _ACTIVE_PORT = 20
 _URGENT = frozenset(("ABOR", "STAT"))
 _UNPROVEN = b"PASS \r\n"
@@ -80,6 +81,8 @@ class FtpApplication(Application):
         self._awaited: Awaited | None = None
         """A port that listens, or a connect that is under way."""
         self._passive = 0
+        self._inherited = False
+        """The client was told that port by an earlier owner."""
         self._transfer: Transfer | None = None
         self._running = False
         self._leaving = False
@@ -248,7 +251,7 @@ class FtpApplication(Application):
             if port is None:
                 self._say(reply(425, "No port is free for a data connection."))
             return
-        self._awaited, self._passive = awaited, awaited.local_port
+        self._awaited, self._passive, self._inherited = awaited, awaited.local_port, port is not None
         if port is None:
             self._say(session_.passive_reply(extended, bundle.vip, awaited.local_port))
 
@@ -314,10 +317,13 @@ class FtpApplication(Application):
 
     def _wait(self) -> None:
         assert self._stream is not None
-        self._waiting = self._stream.call_later(DATA_SECONDS, self._no_data)
+        seconds = HEIR_DATA_SECONDS if self._inherited else DATA_SECONDS
+        self._waiting = self._stream.call_later(seconds, self._no_data)
 
     def _no_data(self) -> None:
         if self._transfer is not None and not self._running:
+            assert self._stream is not None
+            _log.info("%s: no data connection for %s", self._stream.connection.id, self._transfer.verb)
             self._give_up(reply(425, "No data connection was made."))
 
     def _over(self) -> None:

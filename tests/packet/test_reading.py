@@ -47,3 +47,17 @@ def test_input_that_arrives_meanwhile_is_not_counted_twice_or_lost() -> None:
                     wrong += int(irs) != int(client.stdout.readline())
             assert wrong == 0
         assert client.returncode == 0
+
+
+def test_urgent_bytes_are_input_like_any_other() -> None:
+    """Or else what was read would not say what was acknowledged; and an FTP client's ABOR would lack its end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        connection, _ = listener.accept()
+        with connection:
+            repair.read(connection)
+            client.send(b"ABOR\r\n", socket.MSG_OOB)
+            client.shutdown(socket.SHUT_WR)
+            heard = b""
+            while data := connection.recv(100):
+                heard += data
+            assert heard == b"ABOR\r\n"

@@ -11,6 +11,8 @@ from state.configuration import (
     Api,
     Configuration,
     Detection,
+    Ftp,
+    FtpUser,
     Server,
     Service,
     Serving,
@@ -402,3 +404,46 @@ def test_two_listeners_cannot_share_an_address() -> None:
 def test_what_is_nested_too_deeply_is_one_sentence() -> None:
     with pytest.raises(ConfigurationError, match="nested too deeply"):
         parse("[" * 20_000)
+
+
+# --- FTP's users ---
+_DIGEST = f"scrypt:{'a' * 32}:{'b' * 64}"
+_FTP = f"""  access_log: false
+  ftp:
+    anonymous: false
+    users:
+      - {{name: ann, password: "{_DIGEST}", write: [/in, /out]}}
+      - {{name: bob, password: "{_DIGEST}"}}
+"""
+
+
+def test_users_of_ftp_and_where_they_may_write() -> None:
+    ftp = parse(EXAMPLE.replace("  access_log: false\n", _FTP)).serving.ftp
+    assert ftp == Ftp(False, (FtpUser("ann", _DIGEST, ("/in", "/out")), FtpUser("bob", _DIGEST, ())))
+    assert Serving().ftp == Ftp(anonymous=True, users=()), "everybody reads, and nobody writes"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("name: bob", "name: ann", "c.yaml:50: serving.ftp.users[1].name: ann is used twice"),
+        ("name: bob", "name: anonymous", "c.yaml:50: serving.ftp.users[1].name: 'anonymous' is not a user's name"),
+        ("[/in, /out]", "[in]", "c.yaml:49: serving.ftp.users[0].write: 'in' is not an absolute path"),
+        ("anonymous: false", "anonymous: 1", "c.yaml:47: serving.ftp.anonymous: '1' is not true or false"),
+        ("anonymous: false", "guests: 1", "c.yaml:47: serving.ftp.guests: unknown field; known are anonymous, users"),
+        (f'bob, password: "{_DIGEST}"', "bob, password: secret", "c.yaml:50: serving.ftp.users[1].password: "),
+    ],
+)
+def test_a_mistake_in_ftps_users_is_named(old: str, new: str, problem: str) -> None:
+    text = EXAMPLE.replace("  access_log: false\n", _FTP)
+    assert text.count(old) == 1
+    (found,) = problems(text.replace(old, new))
+    assert found.startswith(problem)
+
+
+def test_what_should_be_a_password_digest_is_not_repeated() -> None:
+    """It may be the password itself."""
+    text = EXAMPLE.replace("  access_log: false\n", _FTP).replace(
+        f'bob, password: "{_DIGEST}"', "bob, password: secret"
+    )
+    assert "secret" not in str(problems(text))
