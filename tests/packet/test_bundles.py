@@ -103,6 +103,15 @@ class NotingData(Noting):
     name = "noting-data/1"
 
 
+class Hindered(NotingData):
+    """Cannot go on anywhere else, or does not know."""
+
+    def obstacle(self) -> str | None:
+        if self.role == "broken":
+            raise ValueError("a mistake of its author")
+        return "it was on that server alone"
+
+
 # --- on the owner ---
 @dataclass
 class Scene:
@@ -323,8 +332,12 @@ def test_what_another_server_has_ends_without_a_word(tmp_path: Path, monkeypatch
     on_owner(tmp_path, test, monkeypatch)
 
 
-def test_a_server_that_leaves_hands_all_of_a_bundle_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its kernel has acknowledged is in the last blocks, and the part is still a part in them."""
+@pytest.mark.parametrize("first", [CONTROL, "data"])
+def test_a_server_that_leaves_hands_all_of_a_bundle_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """What its kernel has acknowledged is in the last blocks, and the part is still a part in them. The control
+    connection ends first: what it would say of the other's end, no checkpoint has."""
 
     async def test(scene: Scene) -> None:
         scene.bundle.listen("data", lambda peer: scene.data())
@@ -335,8 +348,9 @@ def test_a_server_that_leaves_hands_all_of_a_bundle_in(tmp_path: Path, monkeypat
         (member,) = scene.bundle.connections()
         connection = member.stream
         assert isinstance(connection, LiveConnection)
-        scene.control.connection.hand_in()
-        assert connection.over
+        (scene.control.connection if first == CONTROL else connection).hand_in()
+        assert connection.over and scene.control.connection.over
+        assert scene.notes[-2:] == ["control ended", "data ended"]
         blocks = scene.blocks()
         assert blocks["data"].section(STREAM, StreamSection).received == 9
         assert blocks[CONTROL].section(STREAM, StreamSection).received == 4
@@ -614,6 +628,20 @@ def test_an_object_that_is_missing_for_one_resets_all(tmp_path: Path) -> None:
         assert scene.net.resets() == ALL
 
     taken_over(tmp_path, three(WITH_OBJECT), test)
+
+
+@pytest.mark.parametrize(
+    ("role", "reason"), [("data", "it was on that server alone"), ("broken", "noting-data/1: ValueError")]
+)
+def test_what_an_application_lacks_at_the_backup_resets_all(tmp_path: Path, role: str, reason: str) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.entries[FIRST].application = Hindered(scene.notes, role)
+        scene.proves(CONTROL_PORT)
+        scene.proves(FIRST)
+        assert await scene.outcome() == (set(), dict.fromkeys(ALL, reason))
+        assert scene.net.resets() == ALL
+
+    taken_over(tmp_path, three(), test)
 
 
 def test_if_the_kernel_refuses_one_none_is_resumed(tmp_path: Path) -> None:

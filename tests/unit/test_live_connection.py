@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,33 @@ def test_a_cancelled_timer_and_those_of_an_ended_connection_never_call_back(tmp_
                 await made.host.over.wait()
                 await asyncio.sleep(0.01)
         assert fired == []
+
+    asyncio.run(run())
+
+
+# --- input ---
+def test_input_that_is_held_waits_and_then_comes_whole(tmp_path: Path) -> None:
+    async def run() -> None:
+        heard: list[bytes] = []
+
+        def on_input(stream: Stream, data: bytes) -> None:
+            heard.append(data)
+            if len(heard) == 1:
+                stream.hold_input(True)
+                stream.call_later(0.02, lambda: (heard.append(b"|"), stream.hold_input(False)))
+
+        with document_root(tmp_path) as root:
+            application = Plain(on_input)
+            async with live(root, application) as made:
+                made.connection.start()
+                await made.say(b"one")
+                while not heard:
+                    await asyncio.sleep(0)
+                await made.say(b"two")
+                made.client.shutdown(socket.SHUT_WR)
+                while "input ended" not in application.calls:
+                    await asyncio.sleep(0)
+        assert heard == [b"one", b"|", b"two"]
 
     asyncio.run(run())
 
