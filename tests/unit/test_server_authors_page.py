@@ -28,5 +28,5 @@ def test_every_method_that_it_names_exists() -> None:
         assert hasattr(dataplane.Stream, method), method
     table = PAGE[PAGE.index("| the stack calls") : PAGE.index("Two rules")]
     methods = set(re.findall(r"^\| `(\w+)\(", table, re.MULTILINE))
-    assert methods - {"unready"} == dataplane.Application.__abstractmethods__ | {"stopping"}
+    assert methods - {"unready"} == dataplane.Application.__abstractmethods__ | {"stopping", "obstacle"}
     assert "unready" in dataplane.ApplicationKind.__dataclass_fields__
