@@ -111,9 +111,9 @@ class FtpApplication(Application):
     def _leave(self) -> None:
         """Close once all data connections have come to their end: with the control connection they would be reset."""
         self._leaving = True
-        if self._awaited is not None:
-            self._drop_awaited()
-        if self._data is not None and self._transfer is None:
+        self._drop_awaited()
+        if not self._running:
+            self._over()
             self._drop_data()
         if self._stream is not None and not self._alive:
             self._stream.close()
@@ -158,7 +158,8 @@ class FtpApplication(Application):
                 self._take(command)
         finally:
             self._working = False
-        if self._input_ended and self._transfer is None and not self._proving and not self._leaving:
+        busy = self._transfer is not None or self._proving or b"\n" in self._reader.pending
+        if self._input_ended and not busy and not self._leaving:
             self._leave()
 
     def _say(self, data: bytes) -> None:
