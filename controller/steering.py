@@ -68,9 +68,15 @@ class _Family:
     source: str
     destination: str
     icmp: int
+    icmp_name: str
+    errors: tuple[int, ...]
+    """Types of ICMP errors: unreachable (path MTU, too), time exceeded, parameter problem (RFC 792, RFC 4443)."""
 
 
-_FAMILIES = {4: _Family(0x0800, "ipv4_src", "ipv4_dst", 1), 6: _Family(0x86DD, "ipv6_src", "ipv6_dst", 58)}
+_FAMILIES = {
+    4: _Family(0x0800, "ipv4_src", "ipv4_dst", 1, "icmpv4", (3, 11, 12)),
+    6: _Family(0x86DD, "ipv6_src", "ipv6_dst", 58, "icmpv6", (1, 2, 3, 4)),
+}
 _NEIGHBOUR = {"eth_type": _FAMILIES[6].eth_type, "ip_proto": _FAMILIES[6].icmp, "icmpv6_code": 0}
 
 
@@ -156,12 +162,21 @@ def static(configuration: Configuration) -> list[Message]:
             _flow(ADMISSION, 200, {"eth_type": family.eth_type, family.source: vip.address}, [_goto(HOMES)]),
             _flow(ADMISSION, 190, to_vip, [_goto(SLOTS)]),
         ]
+        for kind in family.errors:
+            error = {**to_vip, "ip_proto": family.icmp, f"{family.icmp_name}_type": kind}
+            flows.append(_flow(SLOTS, 60, error, [_apply(*_consult(_ETH_DST), *_every_home(configuration))]))
     flows += [
         _flow(SLOTS, 0, {}, []),
         _flow(HOMES, 0, {}, []),
         _flow(FENCE, 0, {}, [], COOKIE_LATE),
     ]
     return flows + _gate(configuration)
+
+
+def _every_home(configuration: Configuration) -> list[Any]:
+    """An ICMP error tells by its payload which connection it is about, and OpenFlow cannot look there. So every server
+    gets it; the kernels of those that have no such connection ignore it."""
+    return [PARSER.OFPActionGroup(group_id(configuration, server.name)) for server in configuration.servers]
 
 
 def _arp(vip: Vip) -> list[Message]:
@@ -265,7 +280,7 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
             flows.append(_flow(SLOTS, 100, _turned(egress), to_home))
             # Of a service that is all in one slot also what goes to multicast groups: its key does not look at where.
             flows.append(_flow(HOMES, 100, egress, from_home if source["ip_proto"] == _TCP else plain_from_home))
-    if number == 0:  # ping and path-MTU errors go to whoever has the first slot
+    if number == 0:  # ping goes to whoever has the first slot
         flows.append(_flow(SLOTS, 50, {**to_vip, "ip_proto": family.icmp}, to_home))
         flows.append(_flow(HOMES, 50, {**from_vip, "ip_proto": family.icmp}, plain_from_home))
     return flows

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.system.client_at_hand import Client
 from topologies import Lab
 
 _HALF_CLOSED = """
@@ -41,6 +44,23 @@ for address in claimed:
                   for op in (1, 2) for asked in (victim, address)]
     sendp([Ether(src=mac, dst="02:00:00:00:02:01") / claim for claim in claims], iface=interface, verbose=False)
 """
+
+
+_TOO_BIG = """
+import sys
+from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
+from scapy.sendrecv import send
+here, vip, client, port, seq, mtu = sys.argv[1:]
+tcp = TCP(sport=80, dport=int(port), seq=int(seq), flags="A")
+if ":" in vip:
+    error = IPv6(src=here, dst=vip) / ICMPv6PacketTooBig(mtu=int(mtu)) / IPv6(src=vip, dst=client) / tcp
+else:
+    error = IP(src=here, dst=vip) / ICMP(type=3, code=4, nexthopmtu=int(mtu))
+    error = error / IP(src=vip, dst=client, flags="DF") / tcp
+send(error, verbose=False)
+"""
+_MTU = 1320
 
 
 def _mac(lab: Lab, host: str, address: str) -> str:
@@ -80,6 +100,39 @@ def test_a_host_that_configures_the_vip_learns_that_it_is_taken(lab: Lab) -> Non
         lab.until(refused, "nobody told c2 that the address is taken")
     finally:
         lab.run("c2", ["ip", "address", "delete", "fd00::100/64", "dev", "c2-eth0"], check=True)
+
+
+@pytest.mark.parametrize("vip", ["vip", "vip6"])
+def test_a_path_mtu_error_reaches_the_server_that_has_the_connection(
+    lab: Lab, vip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """c2 plays a router whose next link is narrower. Whichever server has the connection must hear of it."""
+    monkeypatch.setattr(Client, "vip", vip)
+    version = 6 if vip == "vip6" else 4
+    with contextlib.ExitStack() as open_:
+        clients = {}
+        while len(clients) < 2:  # one on each server
+            client = open_.enter_context(Client(lab))
+            client.ask("/1k")
+            client.answer()
+            clients[client.owner()] = client
+        for owner, client in clients.items():
+            connection = client.connection()
+            assert connection is not None
+            acked = re.search(r"bytes_acked:(\d+)", _kernel(lab, owner, client))
+            assert acked is not None
+            quoted = (connection["checkpoint"]["iss"] + 1 + int(acked[1])) % 2**32
+            told = [lab.address("c2", version), client.service, client.address, client.port, quoted, _MTU]
+            lab.run("c2", [sys.executable, "-c", _TOO_BIG, *map(str, told)], check=True, timeout=30)
+            lab.until(
+                lambda o=owner, c=client: f"pmtu:{_MTU}" in _kernel(lab, o, c), "the server's kernel did not hear"
+            )
+
+
+def _kernel(lab: Lab, server: str, client: Client) -> str:
+    """What a server's kernel says of a client's connection."""
+    show = ["ss", "-tinH", "sport", "=", ":80", "and", "dport", "=", f":{client.port}"]
+    return str(lab.run(server, show, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.parametrize("client", ["IPv4", "IPv6", "link-local"])

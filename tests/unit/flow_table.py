@@ -27,6 +27,7 @@ _PREREQUISITES: dict[str, tuple[str, tuple[int, ...]]] = {
     "arp": ("eth_type", (ARP,)),
     "ip": ("eth_type", (IP, IP6)),
     "tcp": ("ip_proto", (TCP,)),
+    "icmpv4": ("ip_proto", (ICMP,)),
     "icmpv6": ("ip_proto", (ICMP6,)),
     "ipv6_nd_target": _NEIGHBOUR,
     "ipv6_nd_sll": ("icmpv6_type", (SOLICITATION,)),

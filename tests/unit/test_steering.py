@@ -110,14 +110,29 @@ def test_a_port_of_the_vip_without_a_service_is_dropped_both_ways(switch: Switch
     assert switch.from_server(switch.owner(40_000), 40_000, port=22) == []
 
 
+def icmp(switch: Switch, kind: int, kind6: int) -> dict[str, int]:
+    if ":" in switch.vip:
+        return {"ip_proto": ICMP6, "icmpv6_type": kind6}
+    return {"ip_proto": ICMP, "icmpv4_type": kind}
+
+
 def test_ping_reaches_the_owner_of_the_first_slot_and_its_answer_leaves(switch: Switch) -> None:
     owner = switch.ownership.owner[switch.ownership.home[0, 0]]
-    for kind in (128, 2):  # ICMPv6: echo request, packet too big
-        ping = {"ip_proto": ICMP6, "icmpv6_type": kind} if ":" in switch.vip else {"ip_proto": ICMP}
-        there = ip(switch.client, switch.vip, **ping)
-        back = ip(switch.vip, switch.client, **ping)
-        assert [leaving.port for leaving in switch.table.send(there, CLIENT_PORT)] == [SERVERS[owner]]
-        assert [leaving.port for leaving in switch.table.send(back, SERVERS[owner])] == [NORMAL]
+    there = ip(switch.client, switch.vip, **icmp(switch, 8, 128))
+    back = ip(switch.vip, switch.client, **icmp(switch, 0, 129))
+    assert [leaving.port for leaving in switch.table.send(there, CLIENT_PORT)] == [SERVERS[owner]]
+    assert [leaving.port for leaving in switch.table.send(back, SERVERS[owner])] == [NORMAL]
+
+
+@pytest.mark.parametrize("kinds", [(3, 1), (3, 2), (11, 3), (12, 4)])
+def test_an_icmp_error_reaches_every_server_whichever_has_the_connection(
+    switch: Switch, kinds: tuple[int, int]
+) -> None:
+    """Path MTU, above all: `3, 2`."""
+    error = ip(switch.client, switch.vip, **icmp(switch, *kinds))
+    leaving = switch.table.send(error, CLIENT_PORT)
+    assert sorted(each.port for each in leaving) == sorted(SERVERS.values())
+    assert len({each.packet["eth_dst"] for each in leaving}) == len(SERVERS)
 
 
 def test_traffic_that_is_not_the_vips_is_switched_normally(switch: Switch) -> None:
