@@ -55,9 +55,9 @@ class Send:
 
 @dataclass(frozen=True)
 class Commit:
-    """An atomic bundle for the switch; these takeovers wait for its commit."""
+    """An atomic bundle for the switch; these takeovers wait for its commit. `messages` are to be gone through once."""
 
-    messages: list[steering.Message]
+    messages: Iterable[steering.Message]
     takeovers: tuple[int, ...] = ()
 
 
@@ -206,7 +206,7 @@ class Conductor:
 
     def reinstall(self) -> list[Action]:
         """Say to the switch everything that should stand in it; takeovers that wait for a fence wait for this one."""
-        whole = steering.everything(self.configuration, self.ownership, self._attachments())
+        whole = steering.everything(self.configuration, self.ownership.frozen(), self._attachments())
         meters: list[Action] = [SendToSwitch(message) for message in steering.meter()]
         fencing = tuple(t.number for t in self._active.values() if t.phase is Phase.FENCING)
         return [*meters, Commit(whole, fencing)]

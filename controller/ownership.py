@@ -10,6 +10,7 @@ have no connection; the slots that have some move to a home of whoever serves th
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class Ownership:
         """Home of each slot."""
         for slot in self.all_slots():
             self.home[slot] = self.first_home(slot)
+
+    def frozen(self) -> Ownership:
+        """What it is now: it will not change."""
+        twin = copy.copy(self)
+        twin.owner, twin.home = dict(self.owner), dict(self.home)
+        return twin
 
     def all_slots(self) -> list[SlotId]:
         return [(v, k) for v, vip in enumerate(self._vips) for k in range(vip.slots)]

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import eventlet
@@ -33,7 +33,7 @@ class Switch(Protocol):
     """The connected switch."""
 
     def commit(
-        self, bundle: list[SwitchMessage], committed: Callable[[], None], refused: Callable[[], None]
+        self, bundle: Iterable[SwitchMessage], committed: Callable[[], None], refused: Callable[[], None]
     ) -> None: ...
 
     def send(self, message: SwitchMessage) -> None: ...

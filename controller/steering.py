@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -357,15 +358,17 @@ def home(configuration: Configuration, name: str, owner: Attachment | None) -> l
     return messages
 
 
-def everything(configuration: Configuration, ownership: Ownership, attachments: dict[str, Attachment]) -> list[Message]:
-    """The whole state of the switch, for one atomic bundle at (re)connection."""
-    messages = clear()
+def everything(
+    configuration: Configuration, ownership: Ownership, attachments: dict[str, Attachment]
+) -> Iterator[Message]:
+    """The whole state of the switch, for one atomic bundle at (re)connection. Hundreds of messages, made one after the
+    other as they are asked for; `ownership` must not change meanwhile."""
+    yield from clear()
     for server in configuration.servers:
-        messages += home(configuration, server.name, attachments.get(ownership.owner[server.name]))
-    messages += static(configuration)
+        yield from home(configuration, server.name, attachments.get(ownership.owner[server.name]))
+    yield from static(configuration)
     for slot_ in ownership.all_slots():
-        messages += slot(configuration, ownership, slot_)
-    return messages
+        yield from slot(configuration, ownership, slot_)
 
 
 def hand_over(configuration: Configuration, homes: list[str], attachment: Attachment | None) -> list[Message]:

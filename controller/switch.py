@@ -2,15 +2,16 @@
 
 Ryu's own send queue holds 16 messages and *suspends the caller* when it is full. A caller suspended half-way through a
 bundle lets other events be decided and sent meanwhile, and the older bundle, committed last, would undo the newer one.
-So nobody but one green thread talks to Ryu's queue, and a bundle is one piece of bytes.
+So nobody but one green thread talks to Ryu's queue, and a bundle is one piece of bytes. The same thread makes these
+bytes, a little at a time: those of a switch's whole state take longer than anybody should wait.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import eventlet
@@ -20,7 +21,7 @@ from controller import ryu_adapter
 
 OFP, PARSER = ryu_adapter.OFP, ryu_adapter.PARSER
 
-_log = logging.getLogger(__name__)
+_SECONDS_AT_ONCE = 0.002
 
 
 class OpenFlowSwitch:
@@ -42,21 +43,24 @@ class OpenFlowSwitch:
         self._writer.kill()
 
     def send(self, message: Any) -> None:
-        self._outbox.put(self._serialized(message))
+        self._outbox.put([message])
 
-    def commit(self, bundle: list[Any], committed: Callable[[], None], refused: Callable[[], None]) -> None:
-        """All of the bundle or nothing; `committed` or `refused` is called on the switch's reply. Does not wait."""
+    def commit(self, bundle: Iterable[Any], committed: Callable[[], None], refused: Callable[[], None]) -> None:
+        """All of the bundle or nothing; `committed` or `refused` is called on the switch's reply. Does not wait: the
+        bundle is gone through later."""
         number = next(self._numbers)
-        flags = OFP.ONF_BF_ATOMIC | OFP.ONF_BF_ORDERED
         self._waiting[number] = committed, refused
-        parts = [self._serialized(PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_OPEN_REQUEST, flags, []))]
+        self._outbox.put(self._in_bundle(number, bundle))
+
+    def _in_bundle(self, number: int, bundle: Iterable[Any]) -> Iterator[Any]:
+        flags = OFP.ONF_BF_ATOMIC | OFP.ONF_BF_ORDERED
+        yield PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_OPEN_REQUEST, flags, [])
         for message in bundle:
             message.datapath = self.datapath
-            parts.append(self._serialized(PARSER.ONFBundleAddMsg(self.datapath, number, flags, message, [])))
+            yield PARSER.ONFBundleAddMsg(self.datapath, number, flags, message, [])
         commit = PARSER.ONFBundleCtrlMsg(self.datapath, number, OFP.ONF_BCT_COMMIT_REQUEST, flags, [])
-        parts.append(self._serialized(commit))
+        yield commit
         self._commits[commit.xid] = number
-        self._outbox.put(b"".join(parts))
 
     def replied(self, number: int, type_: int) -> None:
         """The switch answered a bundle control message."""
@@ -84,4 +88,11 @@ class OpenFlowSwitch:
 
     def _write(self) -> None:
         while True:
-            self.datapath.send(self._outbox.get())
+            parts: list[bytes] = []
+            began = time.perf_counter()
+            for message in self._outbox.get():
+                parts.append(self._serialized(message))
+                if time.perf_counter() - began > _SECONDS_AT_ONCE:
+                    eventlet.sleep(0)
+                    began = time.perf_counter()
+            self.datapath.send(b"".join(parts))

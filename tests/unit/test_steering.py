@@ -446,7 +446,7 @@ def test_a_held_close_goes_on_to_its_client_by_normal_switching() -> None:
 
 
 def test_every_message_can_be_written_to_the_wire(switch: Switch) -> None:
-    whole = steering.everything(switch.configuration, switch.ownership, ATTACHED)
+    whole = list(steering.everything(switch.configuration, switch.ownership, ATTACHED))
     others = [*steering.meter(), steering.late_packets(), steering.forward(1, b"frame")]
     by_client = Switch(affinity="client")
     whole += steering.everything(by_client.configuration, by_client.ownership, {})
