@@ -213,16 +213,18 @@ class Runtime:
             return  # fenced while its last words were being taken in
         life = self.conductor.servers[name].incarnation
         accepted: list[tuple[str, str, bytes]] = []
+        refused: list[str] = []
         for blocks, _ in portion:
             intake = self.conductor.collector.take(name, life, blocks, time.time_ns())
             accepted += intake.accepted
-            for refused in intake.refused:
-                _log.warning("%s: %s", name, refused)
+            refused += map(str, intake.refused)
+        for sentence in refused:
+            _log.warning("%s: %s", name, sentence)
         self.conductor.detector.heard(name, time.monotonic())
         self._store.put(accepted)
         whole = [number for _, number in portion if number is not None]
         if whole:
-            link.send(messages.Stored(whole[-1]))
+            link.send(messages.Stored(whole[-1], refused[: messages.LIMIT_REFUSED]))
         self.perform(self.conductor.stored(name, accepted))
 
     def agent_refused(self) -> None:

@@ -104,6 +104,9 @@ class ControllerLink(asyncio.Protocol):
             return
         for message in received:
             if isinstance(message, messages.Stored):
+                for sentence in message.refused:
+                    _log.error("the controller refused a checkpoint: %s", sentence)
+                self.unprotected += len(message.refused)
                 self._stored(message.number)
             else:
                 if isinstance(message, messages.Welcome):

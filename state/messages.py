@@ -25,6 +25,7 @@ before it closes it in good order. The switch lets no other FIN or RST of a prot
 LIMIT_FRAME = 4 * 1024 * 1024
 LIMIT_COMPARISONS = 32
 """Of a takeover's comparisons, the first so many are reported in full."""
+LIMIT_REFUSED = 32
 PORTION_BLOCKS = 64
 _PORTION_BYTES = 1024 * 1024
 _LENGTH = struct.Struct("!I")
@@ -141,7 +142,11 @@ class Refused(Message):
 
 
 class Stored(Message):
+    """All messages up to this number were dealt with. `refused`: what was wrong with blocks that were not kept, a
+    sentence each, at most `LIMIT_REFUSED` of them: their connections are not protected as they are now."""
+
     number: UInt63
+    refused: Annotated[list[Text], Meta(max_length=LIMIT_REFUSED)] = []
 
 
 class Backup(Message):

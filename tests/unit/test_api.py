@@ -315,6 +315,8 @@ def test_metrics_parse_have_the_prefix_and_name_no_address(system: System) -> No
     assert samples("takeover_moved_connections") == {("resumed",): 1, ("reset: no answer",): 2}
     assert samples("takeover_checkpoints") == {(): 3}
     assert samples("takeover_checkpoints_refused") == {("length",): 1}
+    (told,) = [message for message in system.s2.heard() if isinstance(message, messages.Stored) and message.number == 2]
+    assert [sentence.split(":")[1] for sentence in told.refused] == [" length"], "its sender hears of it"
 
 
 def test_counters_end_in_total_and_times_in_seconds(system: System) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from dataplane.controller_link import ControllerLink
 from state import messages
 from state.configuration import Address
@@ -63,3 +65,34 @@ def test_closing_says_what_waits_and_does_not_come_back() -> None:
     assert [block[0] for block in stored] == list(range(40))
     assert accepted == 1
     assert lost
+
+
+def test_a_checkpoint_that_was_refused_lets_its_connection_go_on_unprotected_and_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def dialogue() -> tuple[int, int]:
+        async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(messages.encode(messages.Welcome(3)))
+            frames = messages.FrameReader(from_agent=True)
+            while data := await reader.read(65536):
+                for message in frames.feed(data):
+                    if isinstance(message, messages.Store):
+                        refused = ["checkpoint refused: epoch: goes back from 3 to 2"]
+                        writer.write(messages.encode(messages.Stored(message.number, refused)))
+            writer.close()
+
+        server = await asyncio.start_server(controller, "127.0.0.1", 0)
+        agent, went_on = Agent(), asyncio.Event()
+        link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
+        running = asyncio.create_task(link.run())
+        await agent.welcomed.wait()
+        before = link.unprotected
+        link.store(b"block", went_on.set)
+        await asyncio.wait_for(went_on.wait(), 5)
+        await link.close()
+        await asyncio.wait_for(running, 5)
+        server.close()
+        return before, link.unprotected
+
+    assert asyncio.run(dialogue()) == (0, 1)
+    assert "epoch: goes back from 3 to 2" in caplog.text
