@@ -32,6 +32,7 @@ class TakeoverApp(app_manager.RyuApp):  # type: ignore[misc]
 
     def __init__(self, *args: Any, takeover: Runtime, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        ryu_adapter.read_little_ahead(self)
         self._runtime = takeover
         self._switch: OpenFlowSwitch | None = None
         self._ports: dict[str, int] = {}

@@ -391,7 +391,7 @@ def forward(in_port: int, packet: bytes) -> Message:
 
 
 def late_packets() -> Message:
-    """Ask how many packets the fence and the gate caught."""
+    """Ask how many packets the fence caught. Of that flow alone: reading all of them takes the controller 80 ms."""
     return PARSER.OFPFlowStatsRequest(
-        DESCRIPTION, 0, OFP.OFPTT_ALL, OFP.OFPP_ANY, OFP.OFPG_ANY, COOKIE, COOKIE_MASK, PARSER.OFPMatch()
+        DESCRIPTION, 0, FENCE, OFP.OFPP_ANY, OFP.OFPG_ANY, COOKIE_LATE, 0xFFFFFFFF_FFFFFFFF, PARSER.OFPMatch()
     )

@@ -13,6 +13,7 @@ import functools
 import logging
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -45,8 +46,12 @@ NO_PROOF = "no proof from the client in time"
 NOT_RECREATED = "kernel refused the connection"
 INPUT_LOST = "input was lost with its server"
 _REASONS = {Doubt.GONE: CLIENT_GONE, Doubt.SILENT: CLIENT_SILENT, Doubt.UNPROVEN: NO_PROOF}
-_REPORT_SECONDS = 0.01
+_REPORT_SECONDS = 0.025
 _RELEASED_AT_ONCE = 64
+_FIRST_FLIGHT = 4 * 1024
+"""Bytes that a connection may send while others are still to be asked: their probes stand in the same queues."""
+_GOING_ON_AT_ONCE, _GOING_ON_SECONDS = 2, 0.001
+"""Then so many at a time send what they have: together they would fill every queue on the way."""
 
 _log = logging.getLogger(__name__)
 
@@ -224,6 +229,11 @@ class UnreadySet:
         unready.release(self._host.root)
 
 
+def _can_wait(entry: Unready, proof: Proof) -> bool:
+    """There is something to send, and the client holds nothing of it: else its ACK may jump beyond a small flight."""
+    return entry.tcp.sack and proof.sacked <= proof.position < entry.expected.end
+
+
 def _check_newer(header: Header, known: Header) -> None:
     """Raises `CheckpointRefused` when a block is older than what is known of its connection."""
     if header.epoch < known.epoch:
@@ -307,6 +317,7 @@ class Takeover:
         self._controls: dict[Group, LiveConnection] = {}
         """Control connections of bundles that were resumed."""
         self._patience = patience
+        self._held_back: deque[LiveConnection] = deque()
         self._late: dict[Together, asyncio.TimerHandle] = {}
         """Live here already, but input that their clients have sent is missing."""
         self._began = 0.0
@@ -450,10 +461,26 @@ class Takeover:
                 connection.expect_input(proof.input_missing, functools.partial(self._input, together))
         if together.late:
             self._late[together] = self._loop.call_later(self._patience.speaking, self._input_lost, together)
-        for _, proof, connection in together.members:
-            connection.resume(proof.position)
+        for entry, proof, connection in together.members:
+            if self._unasked and _can_wait(entry, proof):
+                self._hold_back(connection)
+                connection.resume(proof.position, _FIRST_FLIGHT)
+            else:
+                connection.resume(proof.position)
         if not together.late:
             self._all_resumed(together)
+
+    def _hold_back(self, connection: LiveConnection) -> None:
+        if not self._held_back:
+            self._loop.call_later(_GOING_ON_SECONDS, self._let_go_on)
+        self._held_back.append(connection)
+
+    def _let_go_on(self) -> None:
+        """All were asked: those that have more to send may send it, a few at a time."""
+        for _ in range(0 if self._unasked else min(_GOING_ON_AT_ONCE, len(self._held_back))):
+            self._held_back.popleft().go_on()
+        if self._held_back:
+            self._loop.call_later(_GOING_ON_SECONDS, self._let_go_on)
 
     def _input(self, together: Together, arrived: bool) -> None:
         """Input that was missing is here, or the connection ended before it came."""

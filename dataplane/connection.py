@@ -14,8 +14,9 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Protocol
+
+import msgspec
 
 from dataplane import repair
 from dataplane.judge import Expectation, Proof
@@ -138,6 +139,7 @@ class LiveConnection:
         self._timers: list[asyncio.TimerHandle] = []
         self._input_expected: tuple[int, Callable[[bool], None]] | None = None
         self._when_sending: Callable[[], None] | None = None
+        self._send_until: int | None = None
 
     # --- life ---
     def start(self) -> None:
@@ -147,19 +149,27 @@ class LiveConnection:
         self._tell(self.application.opened, self)
         self.schedule_checkpoint()
 
-    def resume(self, position: int) -> None:
-        """The connection was recreated here: ready, go on.
+    def resume(self, position: int, at_first: int | None = None) -> None:
+        """The connection was recreated here: ready, go on. `at_first`: send so many bytes, and more after `go_on`.
 
         The old owner's checkpoint stands for it until there is time for one of this server's (`checkpoint_now`), or
         until there is something new to say."""
         if self._over:
             return  # the control connection's application wanted it so
+        if at_first is not None:
+            self._send_until = position + at_first
         self._listen_for_input()
         self._tell(self.application.ready, self, position)
         self._live = True
         if self.stream.input_ended and not self.stream.closing:
             self._tell(self.application.input_ended)
         if not self._over:
+            self._pump()
+
+    def go_on(self) -> None:
+        """Send without the limit that `resume` was given."""
+        self._send_until = None
+        if not self._over and not self._writing:
             self._pump()
 
     def expect_input(self, count: int, told: Callable[[bool], None]) -> None:
@@ -193,7 +203,7 @@ class LiveConnection:
         self._writing = self._shut = False
         repair.abandon(self._sock)
         if (newest := Seq(self._tcp.section.tsval)) > Seq(proof.tsecr):
-            proof = replace(proof, tsecr=int(newest))  # what this kernel has sent may arrive yet
+            proof = msgspec.structs.replace(proof, tsecr=int(newest))  # what this kernel has sent may arrive yet
         self.stream.rewind(proof)
         rcv_nxt = self._irs + 1 + self.stream.rcv_nxt_offset
         self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt, self._host.interface)
@@ -432,8 +442,9 @@ class LiveConnection:
         timer = self._loop.call_later(seconds, self._tell, callback)
         if self._over:
             timer.cancel()
-        now = self._loop.time()
-        self._timers = [old for old in self._timers if not old.cancelled() and old.when() > now]
+        if self._timers:
+            now = self._loop.time()
+            self._timers = [old for old in self._timers if not old.cancelled() and old.when() > now]
         self._timers.append(timer)
         return timer
 
@@ -605,7 +616,7 @@ class LiveConnection:
 
     # --- output: towards the kernel ---
     def _pump(self) -> None:
-        stream, budget, sent_any = self.stream, _SENDFILE_BYTES, False
+        stream, budget, sent_any = self.stream, min(_SENDFILE_BYTES, self._sendable()), False
         if not self._live:
             return
         try:
@@ -614,8 +625,9 @@ class LiveConnection:
                 if chunk is None:
                     break
                 if isinstance(chunk, Literal):
-                    more = stream.sent + len(chunk.data) < stream.limit
-                    count = self._sock.send(chunk.data, socket.MSG_MORE if more else 0)
+                    data = chunk.data[:budget]
+                    more = stream.sent + len(data) < stream.limit
+                    count = self._sock.send(data, socket.MSG_MORE if more else 0)
                 else:
                     count = self._send(chunk, budget)
                     if count == 0:  # the file was cut short under our hands
@@ -633,7 +645,7 @@ class LiveConnection:
         if sent_any and self._when_sending is not None:
             call, self._when_sending = self._when_sending, None
             call()
-        pending = stream.next() is not None
+        pending = stream.next() is not None and self._sendable() > 0
         if pending and not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._pump)
@@ -652,12 +664,17 @@ class LiveConnection:
         opened = self._objects[key_of(run.object)]
         if isinstance(opened, OpenObject):
             return os.sendfile(self._fd, opened.fd, run.offset, min(run.length, budget))
+        wanted = min(run.length, budget, _GENERATED_BYTES)
         try:
-            data = opened.read(run.offset, min(run.length, budget, _GENERATED_BYTES))
+            data = opened.read(run.offset, wanted)
         except Exception:  # the protocol's author did not foresee it; other connections go on
             _log.exception("%s: %s cannot be computed", self.connection.id, run.object.identifier)
             return 0
-        return self._sock.send(data[: run.length]) if data else 0
+        return self._sock.send(data[:wanted]) if data else 0
+
+    def _sendable(self) -> int:
+        """Bytes that may go to the kernel now."""
+        return _SENDFILE_BYTES if self._send_until is None else self._send_until - self.stream.sent
 
     def _shut_down(self) -> None:
         """All was said: FIN, with the mark. The checkpoint stays until the client has everything."""

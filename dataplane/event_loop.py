@@ -22,6 +22,8 @@ _FILES_PER_TURN = 8
 SECONDS_PER_TURN = 0.001
 """What one heap of work may take of a turn of the loop."""
 
+_READY_CHECK = 0.001
+
 T = TypeVar("T")
 
 
@@ -128,7 +130,7 @@ class Paced(Generic[T]):
     """A queue whose items are worked off in order, for about `SECONDS_PER_TURN` per turn of the running loop."""
 
     def __init__(self, work: Callable[[T], None], ready: Callable[[], bool] = lambda: True) -> None:
-        """Nothing is done while `ready` says no; it is asked again before each item, and in each turn."""
+        """Nothing is done while `ready` says no; it is asked before each item, and then every millisecond."""
         self._work = work
         self._ready = ready
         self._items: deque[T] = deque()
@@ -146,9 +148,13 @@ class Paced(Generic[T]):
 
     def _turn(self) -> None:
         self._scheduled = False
+        if self._items and not self._ready():
+            self._scheduled = True
+            asyncio.get_running_loop().call_later(_READY_CHECK, self._turn)
+            return
         until = time.perf_counter() + SECONDS_PER_TURN
         try:
-            while self._items and self._ready() and time.perf_counter() < until:
+            while self._items and time.perf_counter() < until and self._ready():
                 self._work(self._items.popleft())
         finally:
             self.extend(())

@@ -31,7 +31,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Container
-from dataclasses import dataclass
+
+import msgspec
 
 from dataplane.segment import ACK, FIN, RST, SYN, Segment
 from dataplane.sequence import Seq
@@ -59,8 +60,7 @@ class Doubt(enum.Enum):
     SILENT = "nothing was heard of the client"
 
 
-@dataclass(frozen=True, slots=True)
-class Expectation:
+class Expectation(msgspec.Struct, frozen=True):
     """What the checkpoint allows. Made once, when the unready connection is built."""
 
     connection: FourTuple
@@ -93,8 +93,7 @@ class Expectation:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(msgspec.Struct, frozen=True):
     """Where the client stands: everything that recreating the connection needs and the checkpoint cannot know.
 
     Also the type of a claim that is not proven yet.

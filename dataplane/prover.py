@@ -29,8 +29,10 @@ from __future__ import annotations
 import heapq
 import math
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from dataplane import segment as tcp
 from dataplane.judge import Doubt, Expectation, Proof, claim, proven
@@ -133,8 +135,7 @@ class _Candidate:
         return self.plain and self.expected.timestamps and not self.live
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The outcome for one connection: a proof, that its client is gone, or that its time is over."""
 
     key: Key
@@ -153,7 +154,7 @@ class Prover:
         self._limits: list[tuple[float, Key]] = []
         self.doubts: dict[Doubt, int] = {}
         """Segments that proved nothing, counted by reason."""
-        self._delay = 0.0
+        self.delay = 0.0
         """How long first probes have been taking to be answered, while any connection waits; rather more than less."""
         self.plain: set[Key] = set()
         """Connections whose answers may carry no SACK block: they must be listened to with other ears."""
@@ -187,7 +188,7 @@ class Prover:
         if self._candidates.pop(key, None) is not None:
             self.plain.discard(key)
         if not self._candidates:
-            self._delay = 0.0
+            self.delay = 0.0
 
     def _listen_plainly(self, candidate: _Candidate) -> None:
         candidate.plain = True
@@ -249,7 +250,7 @@ class Prover:
 
     def _next_retry(self, candidate: _Candidate) -> float:
         count = len(self._candidates)
-        first = max(FIRST_RETRY, count * _RETRY_PER_CANDIDATE, min(_DELAYS * self._delay, LAST_RETRY))
+        first = max(FIRST_RETRY, count * _RETRY_PER_CANDIDATE, min(_DELAYS * self.delay, LAST_RETRY))
         last = max(SILENT_RETRY, count * _SILENT_RETRY_PER_CANDIDATE) if candidate.silent else LAST_RETRY
         return min(max(first, candidate.retry * 2), last)
 
@@ -304,11 +305,13 @@ class Prover:
             return None
         if candidate.tries == 1:  # of later ones nobody knows which was answered
             delay = now - candidate.asked
-            self._delay = max(delay, self._delay + (delay - self._delay) / 8)
+            self.delay = max(delay, self.delay + (delay - self.delay) / 8)
         self._remove(key)
         newest = candidate.newest_echo
         if isinstance(found, Proof) and newest is not None and newest > Seq(found.tsecr):
-            found = replace(found, tsecr=int(newest))  # it may be under way still: whoever goes on must go on above it
+            found = msgspec.structs.replace(
+                found, tsecr=int(newest)
+            )  # it may be under way still: whoever goes on must go on above it
         return Verdict(key, found)
 
     # --- who cannot be resumed ---

@@ -45,7 +45,7 @@ class Proving:
         self._behind = False
         """Answers wait to be read."""
         self._fresh = 0
-        """Were added since all that was due was sent."""
+        """Were added since all that was due was sent, but for live ones."""
         self._idle: asyncio.TimerHandle | None = None
 
     def prove(self, expected: Expectation, patience: Patience, decided: Decided, *, live: bool = False) -> Key:
@@ -64,7 +64,7 @@ class Proving:
             self._loop.add_reader(answers.fileno(), self._answered, answers)
         key = self.prover.add(expected, self._loop.time(), patience, live=live)
         self._decided[key] = decided
-        self._fresh += 1
+        self._fresh += not live
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
@@ -76,6 +76,11 @@ class Proving:
     def ready(self) -> bool:
         """Whom `prove` is told now, it asks at once: neither answers nor earlier questions wait."""
         return not self._behind and self._fresh < _PROBES_PER_TURN
+
+    @property
+    def delay(self) -> float:
+        """Seconds that answers have been taking lately."""
+        return self.prover.delay
 
     def give_up(self, key: Key) -> None:
         """Stop asking; `decided` will not be called."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _MODULUS = 1 << 32
 _HALF = 1 << 31
+_new, _plus, _minus = int.__new__, int.__add__, int.__sub__
 
 
 class Seq(int):
@@ -16,13 +17,13 @@ class Seq(int):
     __slots__ = ()
 
     def __new__(cls, value: int) -> Seq:
-        return super().__new__(cls, value % _MODULUS)
+        return _new(cls, value % _MODULUS)
 
     def __add__(self, count: int) -> Seq:
-        return Seq(int(self) + int(count))
+        return _new(Seq, _plus(self, count) % _MODULUS)
 
     def __sub__(self, count: int) -> Seq:
-        return Seq(int(self) - int(count))
+        return _new(Seq, _minus(self, count) % _MODULUS)
 
     def distance(self, other: int) -> int:
         """How far `other` lies ahead of this number; negative when it lies behind."""

@@ -219,6 +219,9 @@ class SequenceMap:
             self._labels = [
                 label for label in self._labels if label.length is None or label.position + label.length > position
             ]
+        if position == self.end:
+            self._extents, self._objects = [], []
+            return
         if self._extents and self._extents[0].end <= position:
             self._extents = [extent for extent in self._extents if extent.end > position]
             self._forget_objects()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from state.datablock import address_text
+
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 
@@ -19,5 +21,5 @@ def socket_address(packed: bytes, port: int, interface: int = 0) -> SocketAddres
     then. Such addresses are in packets and checkpoints without their zone.
     """
     if len(packed) == 4:
-        return socket.inet_ntop(socket.AF_INET, packed), port
-    return socket.inet_ntop(socket.AF_INET6, packed), port, 0, interface
+        return address_text(packed), port
+    return address_text(packed), port, 0, interface

@@ -42,6 +42,10 @@ _STILL = 8
 """Pursuits without progress after which the flight counts as lost."""
 
 _PATIENCE = Patience(2.0, 2.0)
+_ASKED_AT_ONCE, _ASKED_SECONDS = 4, 0.001
+"""So many connections in so long: more would fill the very way on which they look for what was lost."""
+_DELAYS = 2
+"""As many times as answers take: before that, no progress means nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -140,21 +144,29 @@ class StallGuard:
     def __init__(self, proving: Proving) -> None:
         self._proving = proving
         self._loop = asyncio.get_running_loop()
+        self._asked = 0
+        self._asked_since = 0.0
         self.counts: Counter[str] = Counter()
 
     def watch(self, connection: LiveConnection, proof: Proof) -> None:
         """Begin with a connection that was just recreated from `proof`, and is to be resumed."""
-        watch = Watch.after(proof, sack=connection.sack)
-        if (watch.pursuing and connection.sack) or connection.stream.closing:
-            self._again(connection, watch)
+        if (proof.sacked > proof.position and connection.sack) or connection.stream.closing:
+            self._begin(connection, proof)
         else:  # most are idle: nothing can be lost before something is sent
-            connection.when_sending(functools.partial(self._again, connection, watch))
+            connection.when_sending(functools.partial(self._begin, connection, proof))
+
+    def _begin(self, connection: LiveConnection, proof: Proof) -> None:
+        self._again(connection, Watch.after(proof, sack=connection.sack))
 
     def _again(self, connection: LiveConnection, watch: Watch) -> None:
-        self._loop.call_later(watch.interval, self._look, connection, watch)
+        interval = max(watch.interval, _DELAYS * self._proving.delay)
+        self._loop.call_later(interval, self._look, connection, watch)
 
     def _look(self, connection: LiveConnection, watch: Watch) -> None:
         if connection.over:
+            return
+        if not self._may_ask():
+            self._again(connection, watch)
             return
         try:
             acked, snd_nxt = connection.acked_position(), connection.snd_nxt_position()
@@ -162,13 +174,19 @@ class StallGuard:
             if step is Step.PROVE:
                 decided = functools.partial(self._proven, connection, watch)
                 self._proving.prove(connection.expectation(), _PATIENCE, decided, live=True)
-                self._proving.turn()
+                self._asked += 1
         except OSError:
             return  # it ended meanwhile
         if step is Step.LOOK:
             self._again(connection, watch)
         elif step is Step.REST:
             connection.when_sending(functools.partial(self._again, connection, watch))
+
+    def _may_ask(self) -> bool:
+        now = self._loop.time()
+        if now - self._asked_since >= _ASKED_SECONDS:
+            self._asked, self._asked_since = 0, now
+        return self._asked < _ASKED_AT_ONCE
 
     def _proven(self, connection: LiveConnection, watch: Watch, verdict: Verdict) -> None:
         outcome = verdict.outcome

@@ -17,6 +17,7 @@ name of what was wrong. Blocks come over the network from servers that may be dy
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 import zlib
@@ -43,6 +44,12 @@ Name = Annotated[str, Meta(min_length=1, max_length=64)]
 PackedAddress = Annotated[bytes, Meta(min_length=4, max_length=16)]
 
 
+@functools.lru_cache(maxsize=4096)
+def address_text(packed: bytes) -> str:
+    """An address of 4 or 16 bytes as people write it."""
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
 class FourTuple(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A connection's addresses and ports. *Source* is the service's side (the VIP), *destination* is the client.
 
@@ -57,8 +64,7 @@ class FourTuple(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     @property
     def id(self) -> str:
         """The connection's name in the API and in tables: `client-port-vip-port`, safe in a URL."""
-        family = socket.AF_INET if len(self.source) == 4 else socket.AF_INET6
-        client, vip = socket.inet_ntop(family, self.destination), socket.inet_ntop(family, self.source)
+        client, vip = address_text(self.destination), address_text(self.source)
         return f"{client}-{self.destination_port}-{vip}-{self.source_port}"
 
 

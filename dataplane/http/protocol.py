@@ -176,9 +176,9 @@ class HttpApplication(Application):
             self._timer = None
         if waits is _Waits.PROGRESS:
             self._unacknowledged = self._stream.unacknowledged
-        limits = self._limits
-        limit = {_Waits.START: limits.idle, _Waits.REST: limits.header, _Waits.PROGRESS: limits.send}.get(waits)
-        if limit is not None:
+        if waits is not _Waits.NOTHING:
+            limits = self._limits
+            limit = limits.idle if waits is _Waits.START else limits.header if waits is _Waits.REST else limits.send
             self._timer = self._stream.call_later(limit / 1000, self._late)
 
     def _late(self) -> None:

@@ -10,11 +10,11 @@ import random
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane.segment import ACK, Segment, build
 from dataplane.sequence import Seq

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from dataplane import Application, DataBlock, ObjectByte, Stream
-from state.sections import LIMIT_EXTENTS
-from tests.unit.builders import document_root, wire
+from dataplane.stream import ByteStream
+from state.sections import LIMIT_EXTENTS, Extent
+from tests.unit.builders import ISS, document_root, proof, stream_section, wire
 from tests.unit.live import Live, live
 
 
@@ -171,6 +172,24 @@ def test_bytes_count_as_unacknowledged_until_the_client_has_them(tmp_path: Path)
                 assert (application.stream.unacknowledged, application.stream.unsent) == (4, 4)
 
     asyncio.run(run())
+
+
+def test_one_that_is_held_back_sends_a_small_flight_and_the_rest_when_it_may_go_on(tmp_path: Path) -> None:
+    said = bytes(range(256)) * 40
+    extents = [Extent(0, len(said), literal=said)]
+
+    async def run() -> tuple[bytes, int, bytes]:
+        section = stream_section(acked=0, sent=0, objects=[], extents=extents)
+        with document_root(tmp_path) as root:
+            async with live(root, Plain(), ByteStream.resumed(ISS, section, proof(100))) as made:
+                made.connection.resume(100, 4096)
+                first = await made.hear(4096)
+                left = made.connection.unsent
+                made.connection.go_on()
+                return first, left, await made.hear(len(said) - 100 - 4096)
+
+    first, left, rest = asyncio.run(run())
+    assert (first + rest, left) == (said[100:], len(said) - 100 - 4096)
 
 
 @pytest.mark.parametrize("protected", [True, False])

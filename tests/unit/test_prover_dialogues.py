@@ -6,13 +6,13 @@ What must hold always: a proof says where the client stands, whoever speaks; and
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dataplane.judge import Doubt, Proof
 from dataplane.prover import AGREE_AFTER, PLAIN_AFTER, Patience, Prover, Verdict, key_of

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from dataplane.judge import Proof
 from dataplane.stall_guard import FIRST_LOOK, FIRST_PURSUIT, LAST_LOOK, Step, Watch
