@@ -143,6 +143,7 @@ class Agent:
             for listener, _ in self._listeners:
                 listener.close()
             self.passive.close()
+            self._unready.sockets.close()
             self.root.close()
             if log is not None:
                 log.close()
@@ -406,7 +407,7 @@ class Agent:
         detection = self._configuration.detection
         patience = Patience(detection.proof / 1000, detection.silence / 1000)
         unready = self._unready.take(order.owner)
-        takeover = Takeover(order.takeover, self, self, self._proving, unready, patience)
+        takeover = Takeover(order.takeover, self, self, self._proving, unready, patience, self._unready.sockets)
         self._takeovers[order.takeover] = takeover
         takeover.begin()
 

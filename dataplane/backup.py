@@ -24,11 +24,13 @@ from dataplane.connection import Host, LiveConnection
 from dataplane.event_loop import Paced
 from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.objects import DocumentRoot, GeneratedObject, ObjectMissing, OpenObject, key_of
+from dataplane.prepared_sockets import PreparedSockets
 from dataplane.prover import Key, Patience, Verdict
 from dataplane.prover import key_of as prover_key
 from dataplane.proving import Proving
 from dataplane.sequence import Seq
 from dataplane.sequence_map import SequenceMap
+from dataplane.socket_address import family
 from dataplane.stack import Application, Registry, TcpLayer
 from dataplane.stream import ByteStream
 from state.datablock import DataBlock, FourTuple, Header, decode_header
@@ -109,6 +111,7 @@ class UnreadySet:
         self._owners: dict[str, dict[str, Unready]] = {}
         self._expected: dict[str, dict[str, bytes]] = {}
         self._needless: Paced[Unready] = Paced(self.release)
+        self.sockets = PreparedSockets()
         self.refused: dict[str, int] = {}
         """Blocks that could not be used, counted by the field that was wrong."""
 
@@ -163,6 +166,7 @@ class UnreadySet:
                 self._refuse(error)
                 continue
             known[name] = unready
+            self.sockets.provide(family(block.header.connection.source), len(self))
             if old is not None:
                 self.release(old)
 
@@ -302,8 +306,10 @@ class Takeover:
         proving: Proving,
         unready: list[Unready],
         patience: Patience,
+        sockets: PreparedSockets,
     ) -> None:
         self._number = number
+        self._sockets = sockets
         self._host = host
         self._adopter = adopter
         self._proving = proving
@@ -535,7 +541,8 @@ class Takeover:
     def _recreate(self, entry: Unready, proof: Proof) -> socket.socket:
         """The kernel's part."""
         header, began = entry.header, time.perf_counter()
-        sock = repair.recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt), self._host.interface)
+        prepared = self._sockets.take(family(header.connection.source))
+        sock = repair.recreate(header.connection, entry.tcp, proof, Seq(header.rcv_nxt), self._host.interface, prepared)
         self._progress.recreate_us += int((time.perf_counter() - began) * 1e6)
         return sock
 
@@ -599,7 +606,7 @@ class Takeover:
         """One report for what was decided in some milliseconds; the last one is not delayed."""
         if self._report_timer is None:
             self._report_timer = self._loop.call_later(_REPORT_SECONDS if self._left else 0, self._report)
-        elif not self._left:
+        elif not (self._waiting or self._unasked or self._late):
             self._report_timer.cancel()
             self._report_timer = self._loop.call_later(0, self._report)
 

@@ -110,17 +110,37 @@ def read(connection: socket.socket) -> Snapshot:
 _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8  # net/tcp_states.h
 
 
-def recreate(connection: FourTuple, tcp: TcpSection, proof: Proof, rcv_nxt: Seq, interface: int = 0) -> socket.socket:
-    """The connection, ESTABLISHED in this kernel, non-blocking; SND.UNA and SND.NXT are `proof.ack`.
-
-    `interface`: index of the one towards the clients, see `socket_address`.
-    Raises `RepairError` with the step that failed; nothing is left behind and nothing was sent.
-    """
-    sock = socket.socket(family(connection.source), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    step = "TCP_REPAIR"
+def prepare(family_: int) -> socket.socket:
+    """A socket in repair mode, for `recreate`. Raises `RepairError`."""
+    try:
+        sock = socket.socket(family_, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as error:
+        raise RepairError(f"socket: {error}") from None
     try:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_ON)
-        step = "bind"
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # as `read` does
+    except OSError as error:
+        sock.close()
+        raise RepairError(f"TCP_REPAIR: {error}") from None
+    return sock
+
+
+def recreate(
+    connection: FourTuple,
+    tcp: TcpSection,
+    proof: Proof,
+    rcv_nxt: Seq,
+    interface: int = 0,
+    prepared: socket.socket | None = None,
+) -> socket.socket:
+    """The connection, ESTABLISHED in this kernel, non-blocking; SND.UNA and SND.NXT are `proof.ack`.
+
+    `interface`: index of the one towards the clients, see `socket_address`. `prepared`: as `prepare` makes them.
+    Raises `RepairError` with the step that failed; nothing is left behind and nothing was sent.
+    """
+    sock = prepared or prepare(family(connection.source))
+    step = "bind"
+    try:
         sock.bind(socket_address(connection.source, connection.source_port))
         step = "TCP_MAXSEG"
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, tcp.mss)
@@ -147,8 +167,6 @@ def recreate(connection: FourTuple, tcp: TcpSection, proof: Proof, rcv_nxt: Seq,
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_OFF_NO_WINDOW_PROBE)
         step = "SO_REUSEADDR"
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        step = "SO_OOBINLINE"
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # as `read` does
     except OSError as error:
         sock.close()
         raise RepairError(f"recreating {connection.id}: {step}: {error}") from None

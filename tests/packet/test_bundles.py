@@ -535,7 +535,9 @@ def taken_over(
             entries = unready.take("s1")
             net = Net()
             adopter = _Adopter(backup)
-            takeover = Takeover(1, backup, adopter, net, entries, Patience(speaking, 60.0))  # type: ignore[arg-type]
+            patience, sockets = Patience(speaking, 60.0), unready.sockets
+            assert len(sockets) == len(blocks)
+            takeover = Takeover(1, backup, adopter, net, entries, patience, sockets)  # type: ignore[arg-type]
             by_port = {entry.header.connection.destination_port: entry for entry in entries}
             scene = TakingOver(net, backup, takeover, notes, by_port)
             takeover.begin()
@@ -545,6 +547,7 @@ def taken_over(
                     await test(scene)
             finally:
                 takeover.end()
+                sockets.close()
                 for connection in backup.adopted:
                     connection.abandon()
             return scene
