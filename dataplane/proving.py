@@ -18,8 +18,8 @@ from dataplane.packet_socket import AnswerSocket, ProbeSocket, hush, unhush
 from dataplane.prover import Key, Patience, Prover, Verdict, nudge_segment
 
 _IDLE_SECONDS = 1.0
-_PACKETS_AT_ONCE = 8
-_PROBES_PER_TURN = 32
+_PACKETS_AT_ONCE = 32
+_PROBES_PER_TURN = 64
 _NUDGES = (0.3, 1.2)
 """Seconds after a reset at which the client is nudged, in case the RST did not reach it or was not where it stands. By
 then the shared state has forgotten the connection, so that the close gate lets the kernel's own RST out, too."""
