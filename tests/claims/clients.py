@@ -136,6 +136,14 @@ class Clients:
         self._processes.append(watched.process)
         return watched
 
+    def ftp(self, host: str, options: Sequence[str], *paths: str) -> Watched:
+        """curl gets these objects over FTP, one after the other."""
+        command = ["curl", "-sS", "--no-buffer", *options, *(f"ftp://vip{path}" for path in paths)]
+        pipe = subprocess.PIPE
+        watched = Watched(self._lab.popen(host, command, stdout=pipe, stderr=pipe))
+        self._processes.append(watched.process)
+        return watched
+
     def player(self, folder: Path, host: str, transport: str, path: str = "/clip.ts") -> Player:
         """An ffmpeg that plays, and writes what it got into the folder. `transport`: `udp` or `udp_multicast`."""
         player = Player(self._lab, host, path, transport, folder / f"{host}.ts")

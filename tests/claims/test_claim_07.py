@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from dataplane.rtsp.protocol import RtspSection
 from tests.claims.clients import VIP, Clients
@@ -15,22 +12,13 @@ from tests.claims.wire import capture
 from topologies import Lab
 
 
-@pytest.fixture
-def another_clip(lab: Lab) -> Iterator[str]:
-    """A second object, so that there is a second group."""
-    folder = Path(lab.status()["docroot"])
-    shutil.copy(folder / "clip.ts", folder / "another.ts")
-    yield "/another.ts"
-    (folder / "another.ts").unlink()
-
-
 def test_bundles_send_to_the_groups_that_the_shared_state_names(
-    lab: Lab, clients: Clients, tmp_path: Path, another_clip: str
+    lab: Lab, clients: Clients, tmp_path: Path, copied: Callable[..., str]
 ) -> None:
     with capture(lab, "c1", tmp_path, "udp") as wire1, capture(lab, "c2", tmp_path, "udp") as wire2:
         players = [
             clients.player(tmp_path, "c1", "udp_multicast"),
-            clients.player(tmp_path, "c2", "udp_multicast", another_clip),
+            clients.player(tmp_path, "c2", "udp_multicast", copied("/clip.ts")),
         ]
         for player in players:
             player.wait_for(1.0)
