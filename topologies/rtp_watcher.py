@@ -114,20 +114,21 @@ class Capture:
 
     def rtp(self) -> list[Seen]:
         """What came to even ports and is RTP, in its order."""
-        found = []
         with RawPcapReader(str(self._file)) as packets:
-            for frame, meta in packets:
-                ether = Ether(frame)
-                if UDP not in ether or ether[UDP].dport % 2:
-                    continue
-                try:
-                    packet = RtpPacket.parse(bytes(ether[UDP].payload))
-                except RtpMalformed:
-                    continue
-                at_ns = meta.sec * 10**9 + meta.usec * 1000
-                where = ether[IP].src, ether[IP].dst, ether[UDP].dport
-                found.append(Seen(at_ns, ether.src, *where, packet))
-        return found
+            found = [rtp_in(frame, meta.sec * 10**9 + meta.usec * 1000) for frame, meta in packets]
+        return [seen for seen in found if seen is not None]
+
+
+def rtp_in(frame: bytes, at_ns: int) -> Seen | None:
+    """The packet in an Ethernet frame, if that goes to an even port and is RTP."""
+    ether = Ether(frame)
+    if UDP not in ether or ether[UDP].dport % 2:
+        return None
+    try:
+        packet = RtpPacket.parse(bytes(ether[UDP].payload))
+    except RtpMalformed:
+        return None
+    return Seen(at_ns, ether.src, ether[IP].src, ether[IP].dst, ether[UDP].dport, packet)
 
 
 def longest_gap(seen: Sequence[Seen], since_ns: int, within_ns: int = 10**9) -> tuple[Seen, Seen]:

@@ -1,10 +1,11 @@
-"""The clients of these tests: real curl, the ticker's client, and plain sockets; none knows of takeover."""
+"""The clients of these tests: real curl and ffmpeg, the ticker's client, and plain sockets; none knows of takeover."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from controller.cli import fetch
@@ -12,6 +13,7 @@ from dataplane import DataBlock, Seq
 from dataplane.examples.ticker import line, offset_of
 from state.store import EmbeddedStore
 from topologies import Lab
+from topologies.rtp_watcher import Player
 from topologies.watcher import Watched, download
 
 VIP = "10.0.0.100"
@@ -109,9 +111,13 @@ class Clients:
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._processes: list[subprocess.Popen[Any]] = []
+        self._players: list[Player] = []
         self._takeovers = 0
 
     def end(self) -> None:
+        for player in self._players:
+            player.process.kill()
+            player.wait()
         for process in self._processes:
             process.kill()
             process.wait()
@@ -129,6 +135,21 @@ class Clients:
         watched = download(self._lab, host, path, *options)
         self._processes.append(watched.process)
         return watched
+
+    def ftp(self, host: str, options: Sequence[str], *paths: str) -> Watched:
+        """curl gets these objects over FTP, one after the other."""
+        command = ["curl", "-sS", "--no-buffer", *options, *(f"ftp://vip{path}" for path in paths)]
+        pipe = subprocess.PIPE
+        watched = Watched(self._lab.popen(host, command, stdout=pipe, stderr=pipe))
+        self._processes.append(watched.process)
+        return watched
+
+    def player(self, folder: Path, host: str, transport: str, path: str = "/clip.ts") -> Player:
+        """An ffmpeg that plays, and writes what it got into the folder. `transport`: `udp` or `udp_multicast`."""
+        player = Player(self._lab, host, path, transport, folder / f"{host}.ts")
+        self._players.append(player)
+        self._processes.append(player.process)
+        return player
 
     def plain(self, host: str = "c1", port: int = 80, receive_buffer: int | None = None) -> Plain:
         command = [sys.executable, "-c", _PLAIN, str(port)]
@@ -183,6 +204,22 @@ class Clients:
         self._lab.until(sending, f"{host} downloads nothing")
         (name,) = sending()
         found: dict[str, Any] = fetch(self._lab.api, f"/v1/connections/{name}")
+        return found
+
+    def bundles(self) -> list[dict[str, Any]]:
+        """All of them, by their ids."""
+        items: list[dict[str, Any]] = fetch(self._lab.api, "/v1/bundles")["items"]
+        return sorted(items, key=lambda each: str(each["id"]))
+
+    def bundle(self, name: str, server: str) -> dict[str, Any]:
+        """This bundle, once this server has made a checkpoint of it."""
+
+        def here() -> bool:
+            shown = fetch(self._lab.api, f"/v1/connections/{name}")
+            return bool(shown["checkpoint"]["server"] == server and shown["state"] == "established")
+
+        self._lab.until(here, f"{server} makes no checkpoint of {name}")
+        found: dict[str, Any] = fetch(self._lab.api, f"/v1/bundles/{name}")
         return found
 
     def stored(self, name: str) -> DataBlock:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,13 +50,30 @@ def medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def lab(medium: Path) -> Iterator[Lab]:
-    """Three servers of HTTP and of the ticker, two clients."""
+    """Three servers of FTP, HTTP, RTSP and of the ticker, two clients."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(medium))
         for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"):
             environment.delenv(name, raising=False)
         with Lab(servers=3, clients=2, services={TICKER_PORT: "dataplane.examples.ticker:TICKER"}) as running:
             yield running
+
+
+@pytest.fixture
+def copied(lab: Lab) -> Iterator[Callable[..., str]]:
+    """`copied(path, size)` is the path of a new object, with the other's first bytes, or all; gone after the test."""
+    folder = Path(lab.status()["docroot"])
+    made: list[Path] = []
+
+    def copy(path: str, size: int | None = None) -> str:
+        made.append(folder / f"copy{len(made)}{Path(path).suffix}")
+        with open(folder / path.lstrip("/"), "rb") as file:
+            made[-1].write_bytes(file.read(size))
+        return f"/{made[-1].name}"
+
+    yield copy
+    for file in made:
+        file.unlink()
 
 
 @pytest.fixture

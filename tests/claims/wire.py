@@ -1,4 +1,4 @@
-"""What a client saw on its wire: tcpdump at the client, its packets as segments with time and sender."""
+"""What a client saw on its wire: tcpdump at the client, its packets as segments or RTP, with time and sender."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from dataplane import Seq
 from dataplane import segment as tcp
 from dataplane.segment import ACK, SYN, Segment
 from topologies import Lab
+from topologies.rtp_watcher import Seen as Heard
+from topologies.rtp_watcher import rtp_in
 
 _ETHERNET = 14
+_IPV4 = b"\x08\x00"
+_IGMP, _TCP, _UDP = 2, 6, 17
 _LAST = b"end of the capture"
 _FLUSH_SECONDS = 10.0
 
@@ -36,7 +40,7 @@ class Seen:
 
 @dataclass
 class Capture:
-    """`stop()`, then `seen` has all segments of the capture."""
+    """`stop()`, then `seen` has all segments of the capture, and `rtp` all packets of streams that came."""
 
     lab: Lab
     file: Path
@@ -44,6 +48,9 @@ class Capture:
     client: str
     names: dict[bytes, str]
     seen: list[Seen] = field(default_factory=list)
+    rtp: list[Heard] = field(default_factory=list)
+    memberships: list[int] = field(default_factory=list)
+    """When the client told the network of a group that it listens to (IGMP, RFC 3376)."""
 
     def stop(self) -> None:
         # tcpdump leaves what it has not read yet when it is ended: wait for a packet that was sent last.
@@ -61,8 +68,30 @@ class Capture:
         for frame, meta in RawPcapReader(str(self.file)):
             if _LAST in frame:
                 continue
-            sender = self.names.get(frame[6:12], frame[6:12].hex(":"))
-            self.seen.append(Seen(meta.sec * 10**9 + meta.usec * 1000, sender, tcp.parse(frame[_ETHERNET:])))
+            self._keep(frame, meta.sec * 10**9 + meta.usec * 1000)
+
+    def _keep(self, frame: bytes, when: int) -> None:
+        sender = self.names.get(frame[6:12], frame[6:12].hex(":"))
+        protocol = frame[_ETHERNET + 9] if frame[12:14] == _IPV4 else _TCP
+        if protocol == _TCP:
+            self.seen.append(Seen(when, sender, tcp.parse(frame[_ETHERNET:])))
+        elif protocol == _IGMP and sender == self.client:
+            self.memberships.append(when)
+        elif protocol == _UDP and sender != self.client:
+            heard = rtp_in(frame, when)
+            if heard is not None:
+                self.rtp.append(heard)
+
+    def heard_from(self, sender: str) -> list[Heard]:
+        """The packets of streams that this server sent."""
+        return [heard for heard in self.rtp if self.sender_of(heard) == sender]
+
+    def sender_of(self, heard: Heard) -> str:
+        return self.names.get(bytes.fromhex(heard.source_mac.replace(":", "")), heard.source_mac)
+
+    def senders(self, heard: list[Heard]) -> list[str]:
+        """Who sent these: each name once, in the order in which they first did."""
+        return list(dict.fromkeys(self.sender_of(each) for each in heard))
 
     def of(self, port: int) -> list[Seen]:
         """Those of the connection from this client's port."""

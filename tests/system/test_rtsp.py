@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import subprocess
@@ -11,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.one_stream import assert_only_the_stall_is_missing, handover, lost_and_found
 from topologies import Lab, objects
-from topologies.rtp_watcher import Capture, Player, Seen
+from topologies.rtp_watcher import Capture, Player
 
 SECONDS = 8
 FRAME_NS = 10**9 // objects.CLIP_FRAMES
-_TICKS = 90_000
 _NOT_WRITTEN = 1
 """ffmpeg leaves out a stream's last frame: nothing follows that would end it."""
-_TOLERANCE_NS = 60_000_000
-"""How late a packet may be sent or noticed on a busy machine, when two clocks are compared."""
 
 
 @pytest.fixture(scope="module")
@@ -43,50 +40,12 @@ def owner_of_sessions(lab: Lab) -> str:
     return str(owner)
 
 
-def mac_of(lab: Lab, server: str) -> str:
-    asked = lab.run(server, ["cat", f"/sys/class/net/{server}-eth0/address"], capture_output=True, text=True)
-    return str(asked.stdout.strip())
-
-
 def frames(path: Path) -> list[tuple[int, str]]:
     """(decoding time, digest) of every video frame in a file."""
     command = ["ffprobe", "-v", "error", "-select_streams", "v", "-show_packets", "-show_data_hash", "md5"]
     command += ["-show_entries", "packet=dts,data_hash", "-of", "json", str(path)]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["packets"]
     return [(packet["dts"], packet["data_hash"]) for packet in listed]
-
-
-def lost_and_found(seen: list[Seen]) -> int:
-    """Packets missing in what came. One source, numbers that rise, times that do not fall."""
-    assert len({each.packet.ssrc for each in seen}) == 1
-    missing = 0
-    for before, after in itertools.pairwise(seen):
-        step = (after.packet.seq - before.packet.seq) % 2**16
-        assert 0 < step < 2**15, "a packet came again, or out of order"
-        assert (after.packet.timestamp - before.packet.timestamp) % 2**32 < 2**31
-        missing += step - 1
-    return missing
-
-
-def handover(lab: Lab, seen: list[Seen], death_ns: int, old: str) -> tuple[Seen, Seen]:
-    """The last packet of the server that died, and the first of its heir."""
-    old_mac = mac_of(lab, old)
-    return next(
-        (before, after)
-        for before, after in itertools.pairwise(seen)
-        if before.source_mac == old_mac != after.source_mac and after.at_ns > death_ns
-    )
-
-
-def assert_only_the_stall_is_missing(lab: Lab, seen: list[Seen], death_ns: int, old: str) -> None:
-    """All that is missing is what was due in the silence after the death; then only the heir is heard."""
-    before, after = handover(lab, seen, death_ns, old)
-    assert lost_and_found(seen) == (after.packet.seq - before.packet.seq) % 2**16 - 1
-    skipped_ns = (after.packet.timestamp - before.packet.timestamp) % 2**32 * 10**9 // _TICKS
-    assert skipped_ns <= after.at_ns - before.at_ns + _TOLERANCE_NS
-    old_mac = mac_of(lab, old)
-    silent_since = [each.at_ns for each in seen if each.source_mac != old_mac and each.at_ns > death_ns]
-    assert not [each for each in seen if each.source_mac == old_mac and each.at_ns > silent_since[0]]
 
 
 @pytest.fixture
