@@ -106,14 +106,15 @@ class Capture:
     def data(self, port: int, sender: str | None = None) -> list[Seen]:
         """What carries bytes of the stream to the client. A probe does not: its one byte was acknowledged before."""
         found: list[Seen] = []
-        acknowledged: Seq | None = None
+        # A client that was not heard until now: what it has had is what it acknowledges first.
+        acknowledged = next((s.segment.ack for s in self.from_client(port) if s.segment.flags & ACK), None)
         for seen in self.of(port):
             segment = seen.segment
             if seen.sender == self.client:
                 if segment.flags & ACK and (acknowledged is None or acknowledged < segment.ack):
                     acknowledged = segment.ack
             elif segment.payload_length and not (
-                segment.payload_length == 1 and acknowledged is not None and seen.end <= acknowledged
+                segment.payload == b"\0" and acknowledged is not None and seen.end <= acknowledged
             ):
                 found.append(seen)
         return [seen for seen in found if sender is None or seen.sender == sender]
