@@ -21,6 +21,7 @@ from eventlet.green import socket as green_socket
 
 from controller import metrics, views
 from controller.collector import Record
+from controller.conductor import ServerState
 from controller.runtime import Runtime
 from state.configuration import Address
 from state.errors import LocalError
@@ -69,8 +70,10 @@ class Servers:
         self._conductor = runtime.conductor
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        page: Page[ServerState] = Page(request)
+        chosen, next_ = page.of(self._conductor.servers.values())
         now = time.monotonic()
-        _list(response, [views.server(self._conductor, state, now) for state in self._conductor.servers.values()])
+        _list(response, [views.server(self._conductor, state, now) for state in chosen], next_)
 
     def on_get_one(self, request: falcon.Request, response: falcon.Response, name: str) -> None:
         state = self._conductor.servers.get(name)
@@ -84,8 +87,9 @@ class Vips:
         self._conductor = runtime.conductor
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        count = len(self._conductor.configuration.vips)
-        _list(response, [views.vip(self._conductor, index) for index in range(count)])
+        page: Page[int] = Page(request)
+        chosen, next_ = page.of(range(len(self._conductor.configuration.vips)))
+        _list(response, [views.vip(self._conductor, index) for index in chosen], next_)
 
 
 class Connections:

@@ -200,7 +200,8 @@ class _Checker:
 
     def problem(self, node: yaml.Node | None, path: str, sentence: str) -> None:
         line = f":{node.start_mark.line + 1}" if node is not None else ""
-        self.problems.append(f"{self.file}{line}: {path}: {sentence}")
+        place = f"{path}: " if path else ""
+        self.problems.append(f"{self.file}{line}: {place}{sentence}")
 
     def mapping(
         self, node: yaml.Node | None, path: str, required: tuple[str, ...], optional: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from topologies.record import LabError, Record
+from topologies.record import MOST_HOSTS, LabError, Record
 
 HOWS = ("kill", "hang", "power", "link", "stop")
 
@@ -21,12 +21,13 @@ def add(commands: Any) -> None:
     lab = commands.add_parser("lab", help="a lab on this machine: servers, clients, switch, controller")
     actions = lab.add_subparsers(required=True, metavar="ACTION")
     up = actions.add_parser("up", help="make the lab; returns when it is ready")
-    up.add_argument("--servers", type=int, default=2)
-    up.add_argument("--clients", type=int, default=1)
+    up.add_argument("--servers", type=_hosts, default=2)
+    up.add_argument("--clients", type=_hosts, default=1)
     up.add_argument("--config", metavar="FILE", help="a configuration of your own instead of the lab's")
     up.add_argument("--docroot", metavar="DIR", help="serve these files instead of the lab's")
     up.add_argument(
         "--service",
+        type=_service,
         action="append",
         default=[],
         metavar="PORT=PROTOCOL",
@@ -53,11 +54,24 @@ def add(commands: Any) -> None:
     down.set_defaults(run=_down)
 
 
+def _hosts(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_HOSTS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {MOST_HOSTS}")
+    return int(text)
+
+
+def _service(text: str) -> tuple[str, str]:
+    port, _, protocol = text.partition("=")
+    if not port.isdecimal() or not 1 <= int(port) <= 65535 or not protocol:
+        raise argparse.ArgumentTypeError(f"{text} is not PORT=PROTOCOL with a port from 1 to 65535")
+    return port, protocol
+
+
 def _up(chosen: argparse.Namespace) -> int:
     from topologies import holder
 
     absolute = {name: os.path.abspath(path) for name in ("config", "docroot") if (path := getattr(chosen, name))}
-    services = dict(service.partition("=")[::2] for service in chosen.service)
+    services = dict(chosen.service)
     options = {"servers": chosen.servers, "clients": chosen.clients, "state": chosen.state, **absolute}
     if services:
         options["services"] = services

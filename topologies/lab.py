@@ -31,7 +31,7 @@ from state import configuration as configuration_
 from state.configuration import Configuration, Vip
 from topologies import condition, lock, objects
 from topologies.lock import Lock, Role
-from topologies.record import FOLDER, LabError, Record
+from topologies.record import FOLDER, MOST_HOSTS, LabError, Record
 
 READY_SECONDS = 30.0
 _POLL_SECONDS = 0.01
@@ -68,8 +68,8 @@ class Lab:
         beside FTP on port 21, HTTP on 80 and RTSP on 554, for example `{7000: "mypackage.module:KIND"}`, or instead of
         the protocol's name all of the configuration's fields of that service.
         """
-        if servers < 1 or clients < 1 or servers > 32 or clients > 32:
-            raise LabError("a lab has from 1 to 32 servers and from 1 to 32 clients")
+        if not (1 <= servers <= MOST_HOSTS and 1 <= clients <= MOST_HOSTS):
+            raise LabError(f"a lab has from 1 to {MOST_HOSTS} servers and from 1 to {MOST_HOSTS} clients")
         if state != "embedded":
             raise LabError(f"state {state!r} is not known: only embedded is")
         if docroot is not None and not Path(docroot).is_dir():

@@ -19,6 +19,10 @@ CONTROL = FOLDER / "control.sock"
 _MARK = "TAKEOVER_LAB"
 
 
+MOST_HOSTS = 32
+"""Servers, or clients, of a lab."""
+
+
 class LabError(LocalError):
     """The lab cannot do what was asked."""
 

@@ -286,6 +286,9 @@ def test_what_cannot_be_done_is_405_with_a_sentence_and_what_can(system: System,
 )
 def test_a_wrong_query_is_422_with_what_would_be_right(system: System, query: str, words: tuple[str, ...]) -> None:
     assert_problem(system.get(f"/v1/connections?{query}"), 422, *words)
+    if query.startswith("limit"):
+        for collection in ("servers", "vips", "takeovers", "bundles"):
+            assert_problem(system.get(f"/v1/{collection}?{query}"), 422, *words)
 
 
 # --- health, metrics, events ---

@@ -279,3 +279,19 @@ def test_the_token_of_the_environment_is_sent(run: Any, served: CannedApi, monke
     monkeypatch.setenv("TAKEOVER_TOKEN", "secret")
     run("servers", "--api", served.url)
     assert [authorization for _, _, authorization in served.asked] == [None, "Bearer secret"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--servers", "0"], "from 1 to 32"),
+        (["--clients", "many"], "many"),
+        (["--service", "foo"], "foo"),
+        (["--service", "99999=http"], "65535"),
+        (["--service", "7="], "PORT=PROTOCOL"),
+    ],
+)
+def test_a_lab_that_cannot_be_is_refused_before_anything_is_made(run: Any, words: list[str], named: str) -> None:
+    status, out, err = run("lab", "up", *words)
+    assert (status, out) == (2, [])
+    assert named in err[-1]
