@@ -28,7 +28,7 @@ from pyroute2 import IPRoute
 from dataplane import access_log, admission, orphans, protocols, repair
 from dataplane.access_log import AccessLog
 from dataplane.admission import Admission
-from dataplane.backup import Progress, Takeover, UnreadySet
+from dataplane.backup import Progress, Takeover
 from dataplane.bundle import LiveBundle
 from dataplane.connection import LiveConnection, Related, refuse_quietly
 from dataplane.controller_link import ControllerLink
@@ -44,6 +44,7 @@ from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Registry, TcpLayer
 from dataplane.stall_guard import StallGuard
 from dataplane.stream import ByteStream
+from dataplane.unready import UnreadySet
 from state import messages, ports
 from state.configuration import Configuration, Server, Service
 from state.datablock import FourTuple

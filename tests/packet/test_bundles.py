@@ -24,8 +24,6 @@ from dataplane.backup import (
     OBJECT_MISSING,
     Progress,
     Takeover,
-    Unready,
-    UnreadySet,
 )
 from dataplane.bundle import LiveBundle
 from dataplane.connection import LiveConnection
@@ -33,6 +31,7 @@ from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.prover import Key, Patience, Verdict, key_of, reset_segment
 from dataplane.sequence import Seq
 from dataplane.stack import Registry
+from dataplane.unready import Unready, UnreadySet
 from state.configuration import Service
 from state.datablock import FourTuple, Header
 from state.ports import DataPorts

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from dataplane import Application, ApplicationKind, CheckpointRefused, DataBlock, DocumentRoot
-from dataplane.backup import RESUMED, UnreadySet
+from dataplane.backup import RESUMED
 from dataplane.connection import Host
 from dataplane.examples.ticker import TICKER, TickerSection
 from dataplane.stack import Registry
+from dataplane.unready import UnreadySet
 from state.datablock import FourTuple
 from state.messages import Comparison
 from state.sections import STREAM, TCP, Extent, Label

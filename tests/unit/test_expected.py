@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.backup import Unready, UnreadySet
 from dataplane.http.protocol import HTTP, NAME, HttpSection
 from dataplane.stack import Registry
+from dataplane.unready import Unready, UnreadySet
 from state.datablock import DataBlock
 from state.sections import STREAM, TCP, ObjectRef
 from tests.unit.builders import FILE_SIZE, document_root, four_tuple, header, stream_section, tcp_section

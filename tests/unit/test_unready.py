@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from dataplane.backup import UnreadySet
 from dataplane.http import HTTP
 from dataplane.http.protocol import HttpSection
 from dataplane.objects import DocumentRoot, key_of
 from dataplane.stack import Registry
+from dataplane.unready import UnreadySet
 from state.datablock import DataBlock
 from state.sections import STREAM, TCP
 from tests.unit.builders import (
