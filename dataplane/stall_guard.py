@@ -9,7 +9,8 @@ Two things can stop a recreated connection, and for both the kernel would wait f
 So a connection whose client holds bytes beyond a hole is asked again every millisecond until it is past them; if its
 ACK has jumped beyond SND.NXT, the connection is made anew there, which also saves sending those bytes twice. A client
 without SACK does not say what it holds: it may be anything in its window. Any other connection is looked at after 20
-ms, then twice as late each time; if it has something outstanding and made no progress since the last look (or at eight
+ms until SND.NXT is beyond the window in which the client may hold what it did not name, and twice as late each time
+that nothing moved; if it has something outstanding and made no progress since the last look (or at eight
 askings), it is proven again and made anew. `docs/decisions/003-out-of-order.md` says what was tried instead.
 
 A connection that was idle, or whose client had closed its window, sends its first flight later: it is watched from then
@@ -68,7 +69,7 @@ class Watch:
     """One connection. Positions are of its send direction. `sack`: its client says what it holds."""
 
     goal: int
-    """Once the client has more than this, the connection lives by itself."""
+    """Once the client has more than this, and SND.NXT is at `edge`, the connection lives by itself."""
     acked: int
     sacked: int
     """The client may hold bytes up to here out of order; `acked` or less when it does not."""
@@ -77,6 +78,9 @@ class Watch:
     pursuits: int = 0
     still: int = 0
     sack: bool = True
+    edge: int = 0
+    """Right edge of the client's window then. Beyond it the client holds nothing; below it, it may hold more than it
+    named: its answer has room for three islands, and what was under way to it may have made another."""
     closed: bool = False
     """The client said after the recreating that it has no room: the kernel will hear when it has."""
 
@@ -91,6 +95,7 @@ class Watch:
         self.acked = proof.position
         self.sacked = proof.sacked if self.sack else proof.position + proof.window
         self.goal = max(self.acked, self.sacked)
+        self.edge = proof.position + proof.window
         self.pursuits = self.still = 0
         self.closed = False
         if self.pursuing:
@@ -102,10 +107,10 @@ class Watch:
 
     def look(self, acked: int, snd_nxt: int, sent: int) -> Step:
         """`acked`, `snd_nxt`: what this kernel knows to be acknowledged and has sent; `sent`: what it was given."""
-        if acked > self.goal:
-            return Step.LEAVE
+        if acked > self.goal and snd_nxt >= self.edge:
+            return Step.LEAVE  # its ACK cannot jump beyond SND.NXT any more
         if acked == sent:
-            self.goal = self.acked = self.sacked = acked  # it has everything, and holds nothing
+            self.goal = self.acked = self.sacked = self.edge = acked  # it has everything, and holds nothing
             self.interval, self.looks = FIRST_LOOK, 0
             return Step.REST
         if self.closed and snd_nxt == acked:

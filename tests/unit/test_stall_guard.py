@@ -18,8 +18,8 @@ def closed(position: int) -> Proof:
 
 
 def look(watch: Watch, acked: int, sent: int) -> Step:
-    """With a flight under way, if anything is left to be sent."""
-    return watch.look(acked, min(acked + 14_480, sent), sent)
+    """With a flight under way that fills the client's window, if anything is left to be sent."""
+    return watch.look(acked, max(watch.edge, min(acked + 14_480, sent)), sent)
 
 
 # --- no hole ---
@@ -90,7 +90,7 @@ def test_a_lost_fin_is_a_flight_too() -> None:
     assert watch.look(START, START + 1, START + 1) is Step.PROVE
     assert watch.proven(proof(START), START, START + 1) is Step.REBUILD
     watch.rebuilt(proof(START))
-    assert watch.look(START + 1, START + 1, START + 1) is Step.LEAVE
+    assert watch.look(START + 1, START + 1, START + 1) is Step.REST
 
 
 @pytest.mark.parametrize("window_open", [True, False])
@@ -196,3 +196,23 @@ def test_a_client_that_has_everything_holds_nothing() -> None:
     watch = Watch.after(proof(START), sack=False)
     assert watch.look(START, START, START) is Step.REST
     assert watch.look(START + 1, START + 500, START + 500) is Step.LEAVE
+
+
+# --- what the client holds and did not name ---
+def test_a_connection_is_watched_until_its_flight_fills_the_window_in_which_the_client_may_hold_more() -> None:
+    """Of many islands the client named three; its ACK jumps over another one, beyond what this kernel has sent."""
+    watch = Watch.after(proof(START, sacked=5000))
+    edge = START + proof(START).window
+    assert watch.look(6000, 20_000, SENT) is Step.LOOK, "all that was named is there"
+    assert watch.look(6000, 20_000, SENT) is Step.PROVE, "its kernel hears nothing any more"
+    jumped = proof(30_000)
+    assert watch.proven(jumped, 6000, 20_000) is Step.REBUILD
+    watch.rebuilt(jumped)
+    assert watch.look(30_001, edge + 30_000, 10 * edge) is Step.LEAVE
+
+
+def test_a_client_that_named_nothing_may_still_get_what_was_under_way() -> None:
+    watch = Watch.after(proof(START))
+    assert watch.look(START + 1, START + 14_480, SENT) is Step.LOOK
+    assert watch.look(START + 1, START + 14_480, SENT) is Step.PROVE
+    assert watch.proven(proof(START + 20_000), START + 1, START + 14_480) is Step.REBUILD
