@@ -379,7 +379,8 @@ class FtpApplication(Application):
         if real is None:
             raise ObjectMissing(f"{transfer.path} is outside the document root")
         new = transfer.verb == "STOR" and transfer.offset == 0
-        return Upload(f"{real}/{name}", None if new else transfer.offset, data.stored, data.room)
+        offset, exactly = None if new else transfer.offset, transfer.verb == "APPE"
+        return Upload(f"{real}/{name}", offset, data.stored, data.room, exactly=exactly)
 
     def transfer_ended(self, data: FtpData, answer: bytes) -> None:
         if self._data is not data or self._stream is None:

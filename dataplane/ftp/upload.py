@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -22,19 +23,32 @@ class Upload:
     after `abandon`."""
 
     def __init__(
-        self, path: str, offset: int | None, told: Callable[[OSError | None], None], room: Callable[[], None]
+        self,
+        path: str,
+        offset: int | None,
+        told: Callable[[OSError | None], None],
+        room: Callable[[], None],
+        *,
+        exactly: bool = False,
     ) -> None:
         """`path`: where the file is to be, of the file system. `offset`: its first so many bytes are kept; None: it is
-        a new file. `room` is called when it is not `crowded`, after each piece. Raises `OSError`."""
+        a new file. `room` is called when it is not `crowded`, after each piece.
+
+        Raises `OSError`, also when the file has fewer bytes than `offset`, or with `exactly` any other number: since
+        its size was looked at another may have written it, or this is another server with another copy.
+        """
         self._path = path
         self._new = offset is None
         if offset is None:
             flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
             self._fd = os.open(os.path.dirname(path), flags, _MODE)
         else:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (0 if offset else os.O_CREAT)
             self._fd = os.open(path, flags, _MODE)
             try:
+                size = os.fstat(self._fd).st_size
+                if size < offset or (exactly and size != offset):
+                    raise OSError(errno.ESTALE, f"it has {size} bytes here, not {offset}")
                 os.ftruncate(self._fd, offset)
                 os.lseek(self._fd, offset, os.SEEK_SET)
             except OSError:

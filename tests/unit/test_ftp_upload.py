@@ -1,109 +1,37 @@
-"""Files that are uploaded: on a real disk, by real threads."""
+"""An upload that goes on in a file: only in one that is as it was, or longer where the client says from where."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dataplane.ftp.upload import Upload
 
-PIECE = bytes(range(256)) * 256
+
+def nothing(*_: object) -> None:
+    return
 
 
-class Client:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.outcome: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
-        self.rooms = 0
-
-    def room(self) -> None:
-        self.rooms += 1
-
-    def upload(self, path: Path, offset: int | None = None) -> Upload:
-        return Upload(str(path), offset, self.outcome.set_result, self.room)
-
-
-def run(test: Callable[[Client], object]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(10):
-            await test(Client())  # type: ignore[misc]
-
-    descriptors = len(os.listdir("/proc/self/fd"))
-    asyncio.run(main())
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+@pytest.mark.parametrize(
+    ("content", "offset", "exactly"),
+    [(b"12345", 10, False), (b"12345", 10, True), (b"1234567890", 5, True), (None, 5, False), (None, 5, True)],
+)
+def test_a_file_that_is_not_what_it_was_is_left_alone(
+    tmp_path: Path, content: bytes | None, offset: int, exactly: bool
+) -> None:
+    """Another has written to it since, or another server has another copy: no gap, and nothing is lost."""
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(OSError):
+        Upload(str(file), offset, nothing, nothing, exactly=exactly)
+    assert (file.read_bytes() if file.exists() else None) == content
 
 
-def test_a_new_file_has_no_name_before_its_end(tmp_path: Path) -> None:
-    async def test(client: Client) -> None:
-        (tmp_path / "file").write_bytes(b"what was there")
-        upload = client.upload(tmp_path / "file")
-        for _ in range(40):
-            upload.write(PIECE)
-        assert upload.crowded and upload.unwritten == 40 * len(PIECE)
-        while upload.unwritten:
-            await asyncio.sleep(0)
-        assert client.rooms and not upload.crowded
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
-        assert (tmp_path / "file").read_bytes() == b"what was there"
-        upload.end()
-        assert await client.outcome is None
-        assert (tmp_path / "file").read_bytes() == PIECE * 40
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-    run(test)
-
-
-def test_one_that_is_continued_is_written_where_it_is(tmp_path: Path) -> None:
-    async def test(client: Client) -> None:
-        (tmp_path / "file").write_bytes(b"0123456789")
-        upload = client.upload(tmp_path / "file", 4)
-        upload.write(b"abc")
-        upload.end()
-        assert await client.outcome is None
-        assert (tmp_path / "file").read_bytes() == b"0123abc"
-
-    run(test)
-
-
-@pytest.mark.parametrize("started", [False, True])
-def test_one_that_is_abandoned_was_never_there(tmp_path: Path, started: bool) -> None:
-    async def test(client: Client) -> None:
-        upload = client.upload(tmp_path / "file")
-        upload.write(PIECE)
-        while started and upload.unwritten:
-            await asyncio.sleep(0)
-        upload.abandon()
-        while upload.unwritten:
-            await asyncio.sleep(0)
-        assert not client.outcome.done() and list(tmp_path.iterdir()) == []
-
-    run(test)
-
-
-def test_a_name_that_cannot_be_had_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    async def test(client: Client) -> None:
-        upload = client.upload(tmp_path / "folder")
-        (tmp_path / "folder" / "full").mkdir(parents=True)
-        upload.write(PIECE)
-        upload.end()
-        assert isinstance(await client.outcome, IsADirectoryError)
-        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-    run(test)
-
-
-def test_a_link_is_not_followed_and_a_folder_must_be_there(tmp_path: Path) -> None:
-    async def test(client: Client) -> None:
-        (tmp_path / "file").write_bytes(b"x")
-        (tmp_path / "link").symlink_to("file")
-        for path, offset in ((tmp_path / "link", 0), (tmp_path / "none" / "file", None), (tmp_path, 0)):
-            with pytest.raises(OSError):
-                client.upload(path, offset)
-        assert (tmp_path / "file").read_bytes() == b"x"
-
-    run(test)
+@pytest.mark.parametrize(("offset", "exactly", "left"), [(5, True, b"12345"), (3, False, b"123"), (5, False, b"12345")])
+def test_what_comes_before_the_offset_is_kept(tmp_path: Path, offset: int, exactly: bool, left: bytes) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+    Upload(str(file), offset, nothing, nothing, exactly=exactly).abandon()
+    assert file.read_bytes() == left
