@@ -29,7 +29,6 @@ from topologies.lab import Lab
 _CROWDS = ((100, 0), (1000, 0), (5000, 0), (5000, 500))
 """Idle connections and active downloads."""
 _DOWNLOAD_RATE = 64 * 1024
-_SETTLE_SECONDS = 0.5
 _TAKEOVER_SECONDS = 20.0
 _SAMPLE_SECONDS = 0.5
 _EVERY_SECOND = "OFPFlowStatsRequest"
@@ -64,8 +63,8 @@ def _takeover(idle: int, downloads: int) -> tuple[dict[str, Any], dict[str, Any]
             rate=_DOWNLOAD_RATE,
         ) as crowd:
             ready = crowd.ready()
-            time.sleep(_SETTLE_SECONDS)  # the last checkpoints reach the backup; no event tells from outside
             count = idle + downloads
+            lab.until(lambda: lab.server("s1")["unready"] >= count, "the backup does not have all connections")
             kib = {part: round((_private_kib(pid) - before[part]) / count, 2) for part, pid in pids.items()}
             metrics = _Metrics(lab)
             fault_ns = lab.fail("s1")
