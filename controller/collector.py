@@ -205,10 +205,6 @@ class Collector:
         chosen = self._shares if server is None else [server]
         return {slot for name in chosen for share in self._shares.get(name, ()) for slot in share.slots}
 
-    def connections(self) -> Iterator[FourTuple]:
-        for record in self._records.values():
-            yield record.header.connection
-
     def names(self) -> list[str]:
         return list(self._records)
 

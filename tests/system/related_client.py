@@ -23,6 +23,7 @@ class Client:
         self._digests: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
         self._heard: dict[str, list[tuple[int, str, int, int]]] = {}
+        self._came = threading.Condition()
 
     def control(self, port: str) -> int:
         sock = self._connect("control", int(port))
@@ -118,16 +119,17 @@ class Client:
         def receive() -> None:
             while True:
                 data, source = sock.recvfrom(2048)
-                heard.append((time.time_ns(), source[0], source[1], int(data)))
+                with self._came:
+                    heard.append((time.time_ns(), source[0], source[1], int(data)))
+                    self._came.notify_all()
 
         threading.Thread(target=receive, daemon=True).start()
 
     def heard(self, name: str, count: str) -> list[tuple[int, str, int, int]]:
         """Datagrams (when, source, port, number), once so many have come."""
-        limit = time.monotonic() + _SECONDS
-        while len(self._heard[name]) < int(count) and time.monotonic() < limit:
-            time.sleep(0.005)
-        return self._heard[name]
+        with self._came:
+            self._came.wait_for(lambda: len(self._heard[name]) >= int(count), _SECONDS)
+            return list(self._heard[name])
 
 
 def main() -> None:

@@ -151,7 +151,7 @@ def test_what_the_store_had_is_known_again_with_who_was_responsible() -> None:
     collector.load("s2", block("s1", 40_000))
     record = collector.get(name(40_000))
     assert record is not None and (record.responsible, record.settled) == ("s2", False)
-    assert list(collector.connections()) == [scenario.four_tuple(40_000)]
+    assert [record.header.connection for _, record in collector.all()] == [scenario.four_tuple(40_000)]
     assert collector.taken == 0, "loading is no intake"
 
 
