@@ -589,6 +589,7 @@ def test_all_are_resumed_together_and_the_control_connection_is_told_first(tmp_p
             connection.checkpoint_now()  # as the agent does when all is quiet
         sections = [made.section(BUNDLE, BundleSection) for made in scene.backup.checkpoints]
         assert {(section.role, len(section.parts)) for section in sections} == {(CONTROL, 2), ("data", 0)}
+        assert [section.role for section in sections].count("data") == 2, "each made one"
         assert not scene.net.resets()
 
     taken_over(tmp_path, three(), test)

@@ -27,8 +27,8 @@ from tests.system.client_at_hand import (
 from topologies import Lab
 
 _RESET_LIMIT = 2.0
-_REPAIRED = 2.5
-"""Seconds; the kernel's timer takes three for a flight without a round-trip sample."""
+_REPAIRED = 1.5
+"""Half of what the kernel's timer takes for a flight without a round-trip sample."""
 
 
 @pytest.fixture(scope="module")

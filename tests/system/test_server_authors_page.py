@@ -45,6 +45,6 @@ def test_a_protocol_that_cannot_be_had_is_named_with_its_place_and_no_lab_remain
     up = [takeover, "lab", "up", "--service", "7000=theirs:KIND"]
     ran = subprocess.run(up, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 1
-    place = r"takeover\.yaml:\d+: vips\[\d\]\.services\[\d\]\.protocol: "
+    place = r"takeover\.yaml:\d+: vips\[\d\]\.services\[3\]\.protocol: "
     assert re.search(place + "theirs:KIND is of type int, not an ApplicationKind", ran.stderr), ran.stderr
     assert not FOLDER.exists()
