@@ -24,10 +24,12 @@ _PROGRESS = re.compile(rb"out_time_us=(\d+)")
 class Player:
     """`ffmpeg -i rtsp://HOST/PATH -c copy OUTPUT`, no retries. `wait_for` its progress; `wait` for its end."""
 
-    def __init__(self, lab: Lab, client: str, path: str, transport: str, output: Path, host: str = "vip") -> None:
-        """`transport`: `udp`, `tcp` or `udp_multicast`."""
+    def __init__(
+        self, lab: Lab, client: str, path: str, transport: str, output: Path, *options: str, host: str = "vip"
+    ) -> None:
+        """`transport`: `udp`, `tcp` or `udp_multicast`. `options`: more of ffmpeg's, said before the input."""
         command = ["ffmpeg", "-nostdin", "-loglevel", "warning", "-progress", "pipe:1", "-stats_period", "0.1", "-y"]
-        command += ["-rtsp_transport", transport, "-i", f"rtsp://{host}{path}", "-c", "copy"]
+        command += ["-rtsp_transport", transport, *options, "-i", f"rtsp://{host}{path}", "-c", "copy"]
         command += ["-fflags", "+bitexact", str(output)]
         self.output = output
         self.process = lab.popen(client, command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
