@@ -58,9 +58,9 @@ def healed(lab: Lab) -> Iterator[None]:
 
 
 _AS_IT_COMES = ("-reorder_queue_size", "0")
-"""ffmpeg's queue for packets out of order mutilates frames behind a loss, whoever sends: with one packet lost that held a
-part of frame 55, frames 55 to 58 came out short with it and frame 55 alone without. So with it the frames are counted,
-without it they are compared too."""
+"""ffmpeg's queue for packets out of order mutilates frames behind a loss, whoever sends: with one packet lost that held
+a part of frame 55, frames 55 to 58 came out short with it, and frame 55 alone without. So with it the frames are
+counted, without it they are compared too."""
 
 
 @pytest.mark.parametrize("options", [(), _AS_IT_COMES], ids=["as ffmpeg is", "no queue"])
