@@ -85,18 +85,21 @@ class TakeoverApp(app_manager.RyuApp):  # type: ignore[misc]
         if self._switch is not None:
             self._switch.failed(event.msg.xid)
 
-    # --- the close gate ---
+    # --- the close gate and the witness ---
     @set_ev_cls(ofp_event.EventOFPPacketIn, MAIN_DISPATCHER)
     def _packet_in(self, event: Any) -> None:
         message = event.msg
-        if message.cookie != steering.COOKIE_GATE:
+        if message.cookie not in (steering.COOKIE_GATE, steering.COOKIE_WITNESS):
             return
         try:
             found = segment.parse(bytes(message.data[_ETHERNET:]))
-            connection = FourTuple(found.source, found.source_port, found.destination, found.destination_port)
         except SegmentMalformed:
             self._runtime.errors["packet-in"] += 1
             return
+        if message.cookie == steering.COOKIE_WITNESS:
+            self._runtime.handshake_seen(found)
+            return
+        connection = FourTuple(found.source, found.source_port, found.destination, found.destination_port)
         self._runtime.close_seen(message.match["in_port"], connection, bytes(message.data))
 
     # --- statistics ---

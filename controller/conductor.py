@@ -11,6 +11,7 @@ backup that is up; when the switch has committed it, the backup is told to resum
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide
 from controller.ownership import Ownership
 from controller.steering import Attachment
 from controller.takeover import History, Phase, Takeover
+from controller.witness import Witness
 from dataplane import segment
 from state import messages
 from state.configuration import Configuration
@@ -136,6 +138,7 @@ class Conductor:
     configuration: Configuration
     collector: Collector = field(init=False)
     gate: Gate = field(default_factory=Gate)
+    witness: Witness = field(default_factory=Witness)
     history: History = field(default_factory=History)
     epoch: int = 1
     refused_hellos: int = 0
@@ -147,6 +150,7 @@ class Conductor:
         self.collector = Collector(self.ownership.slot)
         self.detector = Detector(self.configuration.detection.timeout / 1000)
         self.servers = {server.name: ServerState(server.name) for server in self.configuration.servers}
+        self._vips = {ipaddress.ip_address(vip.address).packed for vip in self.configuration.vips}
         self._ports: dict[str, int] = {}
         self._number = 0
         self._active: dict[int, Takeover] = {}
@@ -237,12 +241,24 @@ class Conductor:
         if takeover is None or takeover.phase is not Phase.FENCING or takeover.heir is None:
             return []
         takeover.committed(now)
-        actions: list[Action] = [Send(takeover.heir, messages.Resume(number, takeover.source, takeover.epoch))]
+        young = self._young(takeover)
+        order = messages.Resume(number, takeover.source, takeover.epoch, young)
+        actions: list[Action] = [Send(takeover.heir, order)]
         # The next failure may come before the heir has made checkpoints of its own: its backup needs these blocks.
         second = self.servers[takeover.heir].backup
         if second is not None:
             actions += self._blocks_for(second, takeover.heir)
         return [*actions, *self._synchronise(), *self._announce_takeover(takeover)]
+
+    def _young(self, takeover: Takeover) -> list[messages.Handshake]:
+        """Data connections of the source that no checkpoint knows."""
+        homes = set(takeover.homes)
+        found = []
+        for handshake in self.witness.handshakes():
+            slot = self.ownership.slot(handshake.connection)
+            if slot is not None and self.ownership.home[slot] in homes:
+                found.append(handshake)
+        return found[-messages.LIMIT_HANDSHAKES :]
 
     # --- agents ---
     def hello(self, hello: messages.Hello, now: float) -> list[Action]:
@@ -351,6 +367,10 @@ class Conductor:
 
     def stored(self, name: str, accepted: list[tuple[str, str, bytes]]) -> list[Action]:
         """Checkpoints were stored: the backup builds unready connections from them."""
+        if self.witness:
+            for connection, _, _ in accepted:
+                if (record := self.collector.get(connection)) is not None:
+                    self.witness.known(record.header.connection)
         actions = self._follow_strays(name, [connection for connection, _, _ in accepted])
         backup = self.servers[name].backup
         if backup is not None and accepted:
@@ -394,6 +414,7 @@ class Conductor:
         """Call every `detector.TICK` seconds."""
         actions: list[Action] = []
         self.gate.expire(now)
+        self.witness.expire(now)
         for takeover in list(self._active.values()):
             if takeover.phase is Phase.WAITING and now - takeover.detected > WAIT_FOR_BACKUP:
                 actions += self._give_up(takeover, now)
@@ -540,14 +561,15 @@ class Conductor:
     def close_seen(self, in_port: int, connection: FourTuple, packet: bytes, now: float) -> list[Action]:
         """A FIN or RST without the close mark reached the controller."""
         sender = next((s for s in self.servers.values() if s.port == in_port), None)
+        inheriting = sender is not None and self._inherits(sender.name, now)
         record = self.collector.get(connection.id)
-        name = sender.name if sender else None
         decision = decide(
             record,
-            name,
+            sender.name if sender else None,
             sender.up if sender else False,
             refusal=_is_refusal(packet),
-            inheriting=name is not None and self._inherits(name, now),
+            inheriting=inheriting,
+            young=connection in self.witness,
         )
         if decision is Decision.HOLD:
             assert sender is not None
@@ -564,6 +586,10 @@ class Conductor:
         """
         active = any(t.heir == name and now < t.detected + INHERITING_LIMIT for t in self._active.values())
         return active or now < self._inherited.get(name, 0.0) + INHERITED_GRACE
+
+    def handshake_seen(self, found: segment.Segment, now: float) -> None:
+        """A SYN or SYN-ACK of a data connection passed the switch."""
+        self.witness.saw(found, from_vip=found.source in self._vips, now=now)
 
     # --- events for the API ---
     def _announce_server(self, server: ServerState) -> Announce:

@@ -49,16 +49,23 @@ class Held:
 
 
 def decide(
-    record: Record | None, sender: str | None, sender_is_up: bool, *, refusal: bool = False, inheriting: bool = False
+    record: Record | None,
+    sender: str | None,
+    sender_is_up: bool,
+    *,
+    refusal: bool = False,
+    inheriting: bool = False,
+    young: bool = False,
 ) -> Decision:
     """`sender`: whose switch port the packet came in by. `refusal`: it answers a SYN. `inheriting`: the sender takes
-    another server over, or did so just now."""
+    another server over, or did so just now. `young`: the connection's beginning was seen, but it has no checkpoint yet:
+    an heir is about to recreate it."""
     if sender is None or not sender_is_up:
         return Decision.DROP
     if record is None:
-        if not refusal:
-            return Decision.FORWARD
-        return Decision.DROP if inheriting else Decision.HOLD
+        if inheriting and (refusal or young):
+            return Decision.DROP
+        return Decision.HOLD if refusal else Decision.FORWARD
     if record.responsible == sender and record.settled:
         return Decision.HOLD
     return Decision.DROP

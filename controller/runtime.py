@@ -17,6 +17,7 @@ from controller.agents import AgentLink
 from controller.conductor import Action, Conductor
 from controller.detector import TICK
 from controller.steering import Message as SwitchMessage
+from dataplane.segment import Segment
 from state import messages
 from state.configuration import Configuration
 from state.datablock import FourTuple
@@ -249,6 +250,9 @@ class Runtime:
 
     def port_changed(self, name: str, number: int, up: bool) -> None:
         self.perform(self.conductor.port_changed(name, number, up, time.monotonic()))
+
+    def handshake_seen(self, found: Segment) -> None:
+        self.conductor.handshake_seen(found, time.monotonic())
 
     def close_seen(self, in_port: int, connection: FourTuple, packet: bytes) -> None:
         self.perform(self.conductor.close_seen(in_port, connection, packet, time.monotonic()))

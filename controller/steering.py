@@ -6,7 +6,8 @@
                          the MAC and outputs
     table 2  homes       the same bits in the other direction -> metadata = home
     table 3  fence       (home, port of its owner) -> 4; everything else that claims to be the VIP is dropped, counted
-    table 4  close gate  FIN and RST pass only with the close mark; unmarked ones go to the controller, metered
+    table 4  close gate  FIN and RST pass only with the close mark; unmarked ones go to the controller, metered; it is
+                         shown the SYNs of data connections, too, and those to the VIP in table 0 (`witness`)
     table 5  neighbours  solicitations for a VIP, advertisements of a VIP; what is not about one -> NORMAL
     table 6  advertise   second half of the answer to a neighbour solicitation
 
@@ -41,10 +42,14 @@ COOKIE_LATE = COOKIE | 1
 """Packets that claim to come from a VIP and come from a port that does not own it: the fence's catch."""
 COOKIE_GATE = COOKIE | 2
 """FIN and RST without the close mark."""
+COOKIE_WITNESS = COOKIE | 3
+"""SYN and SYN-ACK of data connections, in both directions."""
 
 ADMISSION, SLOTS, HOMES, FENCE, GATE, NEIGHBOURS, ADVERTISE = range(7)
-_GATE_METER = 1
-_GATE_PACKETS_PER_SECOND = 20_000
+_GATE_METER, _WITNESS_METER = 1, 2
+_PACKETS_PER_SECOND = {_GATE_METER: 20_000, _WITNESS_METER: 2_000}
+"""What is more is dropped: OpenFlow 1.3 has no meter for the controller's copy alone. So a flood of SYNs to data ports
+loses SYNs, and their clients send them again."""
 _GROUP_ADD_OR_MOD = 0x8000  # OVS: OFPGC11_ADD_OR_MOD
 _ARP, _TCP, _UDP = 0x0806, 6, 17
 _OPPOSITE = {
@@ -52,7 +57,7 @@ _OPPOSITE = {
     for header in ("ipv4", "ipv6", "tcp", "udp")
     for one, other in (("src", "dst"), ("dst", "src"))
 }
-_FIN, _RST = 0x01, 0x04
+_FIN, _SYN, _RST = 0x01, 0x02, 0x04
 _SOLICITATION, _ADVERTISEMENT = 135, 136
 _TARGET_LINK_LAYER_ADDRESS = 2
 _SOLICITED, _OVERRIDE = 1 << 30, 1 << 29
@@ -134,15 +139,21 @@ def clear() -> list[Message]:
 
 
 def meter() -> list[Message]:
-    """The rate limit of what reaches the controller through the gate. Not part of a bundle (OVS takes none there).
+    """The rate limits of what reaches the controller. Not part of a bundle (OVS takes none there).
 
-    One of the two is refused or needless. Deleting first would delete the gate's flows with the meter, and let closes
+    One of each two is refused or needless. Deleting first would delete the gate's flows with the meter, and let closes
     through until they stand again.
     """
-    bands = [PARSER.OFPMeterBandDrop(rate=_GATE_PACKETS_PER_SECOND, burst_size=_GATE_PACKETS_PER_SECOND)]
     flags = OFP.OFPMF_PKTPS | OFP.OFPMF_BURST
     return [
-        PARSER.OFPMeterMod(DESCRIPTION, command=command, flags=flags, meter_id=_GATE_METER, bands=bands)
+        PARSER.OFPMeterMod(
+            DESCRIPTION,
+            command=command,
+            flags=flags,
+            meter_id=number,
+            bands=[PARSER.OFPMeterBandDrop(rate=rate, burst_size=rate)],
+        )
+        for number, rate in _PACKETS_PER_SECOND.items()
         for command in (OFP.OFPMC_ADD, OFP.OFPMC_MODIFY)
     ]
 
@@ -171,7 +182,7 @@ def static(configuration: Configuration) -> list[Message]:
         _flow(HOMES, 0, {}, []),
         _flow(FENCE, 0, {}, [], COOKIE_LATE),
     ]
-    return flows + _gate(configuration)
+    return flows + _gate(configuration) + _witness(configuration)
 
 
 def _every_home(configuration: Configuration) -> list[Any]:
@@ -259,6 +270,26 @@ def _gate(configuration: Configuration) -> list[Message]:
     return flows
 
 
+def _witness(configuration: Configuration) -> list[Message]:
+    """Show the controller how data connections begin: see `witness`. On the way out behind the fence, so that it sees
+    what the client does."""
+    flows = []
+    show, normal = _output(OFP.OFPP_CONTROLLER), _output(OFP.OFPP_NORMAL)
+    metered = PARSER.OFPInstructionMeter(_WITNESS_METER)
+    for vip in configuration.vips:
+        family = _FAMILIES[vip.version]
+        for match in (match for service in vip.services if service.protected for match in _data_ports(service)):
+            if match["ip_proto"] != _TCP:
+                continue
+            leaving = {"eth_type": family.eth_type, family.source: vip.address, **match, "tcp_flags": (_SYN, _SYN)}
+            coming = {**_turned(leaving), "eth_dst": vip.mac}
+            flows += [
+                _flow(ADMISSION, 220, coming, [metered, _apply(show), _goto(SLOTS)], COOKIE_WITNESS),
+                _flow(GATE, 190, leaving, [metered, _apply(show, normal)], COOKIE_WITNESS),
+            ]
+    return flows
+
+
 def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> list[Message]:
     """The two directions of one slot, for each service of its VIP."""
     v, number = slot_
@@ -269,7 +300,7 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
     flows = []
     to_home = [_apply(*_consult(_ETH_DST), PARSER.OFPActionGroup(group))]
     to_fence = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
-    from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP, _FIN_BIT, _RST_BIT)), *to_fence]
+    from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP, *_FLAG_BITS)), *to_fence]
     plain_from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP)), *to_fence]
     for service in vip.services:
         affinity = vip.affinity_of(service)
@@ -288,7 +319,8 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
 
 
 _ETH_DST, _ETH_SRC, _DSCP = ("eth_dst", 0, 48), ("eth_src", 0, 48), ("ip_dscp", 0, 6)
-_FIN_BIT, _RST_BIT = ("tcp_flags", 0, 1), ("tcp_flags", 2, 1)
+_FLAG_BITS = [("tcp_flags", bit, 1) for bit in range(3)]
+"""FIN, SYN, RST."""
 
 
 def _consult(*fields: tuple[str, int, int]) -> list[Any]:
@@ -306,7 +338,11 @@ def _consult(*fields: tuple[str, int, int]) -> list[Any]:
 
 def _ports(service: Service) -> list[dict[str, Any]]:
     """The service's own port and those of its data connections, as matches on what a server sends."""
-    matches: list[dict[str, Any]] = [{"ip_proto": _TCP, "tcp_src": service.port}]
+    return [{"ip_proto": _TCP, "tcp_src": service.port}, *_data_ports(service)]
+
+
+def _data_ports(service: Service) -> list[dict[str, Any]]:
+    matches: list[dict[str, Any]] = []
     for run in service.data_ports:
         protocol, field = (_TCP, "tcp_src") if run.transport == ports.TCP else (_UDP, "udp_src")
         for value, mask in ports.blocks(run.first, run.last):

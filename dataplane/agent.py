@@ -45,6 +45,7 @@ from dataplane.stack import Registry, TcpLayer
 from dataplane.stall_guard import StallGuard
 from dataplane.stream import ByteStream
 from dataplane.unready import UnreadySet
+from dataplane.young import YoungConnections
 from state import messages, ports
 from state.configuration import Configuration, Server, Service
 from state.datablock import FourTuple
@@ -115,10 +116,11 @@ class Agent:
         self._checkpoints: Paced[LiveConnection] = Paced(LiveConnection.checkpoint_now)
         self._about: dict[str, Paced[Callable[[], None]]] = {}
         """What the controller said about each other server's connections, and what is not done yet."""
-        self.passive = PassivePorts()
         self._unready = UnreadySet(self, self._registry)
         self._proving = Proving(self.interface, self._listening)
         self._guard = StallGuard(self._proving)
+        self._young = YoungConnections(self._proving, self.interface, self.has)
+        self.passive = PassivePorts(self._young.awaited)
         self._link = ControllerLink(self._configuration.agents, self)
         orphans.destroy(self._services())
         for vip in self._configuration.vips:
@@ -382,6 +384,7 @@ class Agent:
             for takeover in list(self._takeovers.values()):
                 takeover.end()
             self._takeovers.clear()
+            self._young.clear()
             self._adopted.clear()
             for connection in list(self._connections.values()):
                 connection.abandon()
@@ -410,6 +413,7 @@ class Agent:
         unready = self._unready.take(order.owner)
         takeover = Takeover(order.takeover, self, self, self._proving, unready, patience, self._unready.sockets)
         self._takeovers[order.takeover] = takeover
+        self._young.expect(order.handshakes, patience)
         takeover.begin()
 
     def has(self, connection: FourTuple) -> bool:

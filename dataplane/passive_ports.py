@@ -34,6 +34,18 @@ class Listening:
     accepted: Accepted
     _closed: Callable[[Listening], None]
 
+    @property
+    def vip(self) -> str:
+        return self._key[0]
+
+    @property
+    def client(self) -> str:
+        return self._client
+
+    @property
+    def open(self) -> bool:
+        return self._ports.awaits(self)
+
     def close(self) -> None:
         if self._ports.forget(self._key, self._client, self):
             self._closed(self)
@@ -47,9 +59,10 @@ class _Listener:
 
 
 class PassivePorts:
-    """The listening data ports of one agent."""
+    """The listening data ports of one agent. `awaiting` is told of each client that is awaited from now on."""
 
-    def __init__(self) -> None:
+    def __init__(self, awaiting: Callable[[Listening], None] = lambda listening: None) -> None:
+        self._awaiting = awaiting
         self._loop = asyncio.get_running_loop()
         self._listeners: dict[tuple[str, int], _Listener] = {}
 
@@ -94,7 +107,12 @@ class PassivePorts:
             return None
         awaited = Listening(key[1], self, key, client, accepted, closed)
         listener.awaited[client] = awaited
+        self._awaiting(awaited)
         return awaited
+
+    def awaits(self, awaited: Listening) -> bool:
+        listener = self._listeners.get((awaited.vip, awaited.local_port))
+        return listener is not None and listener.awaited.get(awaited.client) is awaited
 
     def forget(self, key: tuple[str, int], client: str, awaited: Listening) -> bool:
         """This client is not awaited there any more; the port is closed after the last. False: it was not."""

@@ -45,6 +45,8 @@ class Segment(msgspec.Struct, frozen=True):  # quickly made: a takeover makes th
     sack: tuple[tuple[Seq, Seq], ...] = ()
     """SACK blocks as (left edge, right edge); the first one may be a DSACK (RFC 2883)."""
     dscp: int = 0
+    syn_options: bytes = b""
+    """The options of a SYN as they came, for `handshake`."""
 
 
 def parse(packet: bytes) -> Segment:
@@ -91,6 +93,7 @@ def parse(packet: bytes) -> Segment:
         timestamps=timestamps,
         sack=sack,
         dscp=tos >> 2,
+        syn_options=packet[start + _TCP.size : data] if flags & SYN else b"",
     )
 
 

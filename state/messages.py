@@ -15,10 +15,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from state.datablock import Name, UInt32, UInt63
+from state.datablock import FourTuple, Name, UInt32, UInt63
 from state.errors import MessageRefused
+from state.sections import TcpSection
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 CLOSE_MARK = 43
 """The close mark: a DSCP value of the pool for local use (RFC 2474 section 6) that a server puts on a connection just
 before it closes it in good order. The switch lets no other FIN or RST of a protected service out, and strips it."""
@@ -26,6 +27,7 @@ LIMIT_FRAME = 4 * 1024 * 1024
 LIMIT_COMPARISONS = 32
 """Of a takeover's comparisons, the first so many are reported in full."""
 LIMIT_REFUSED = 32
+LIMIT_HANDSHAKES = 1024
 PORTION_BLOCKS = 64
 _PORTION_BYTES = 1024 * 1024
 _LENGTH = struct.Struct("!I")
@@ -169,12 +171,26 @@ class Synchronised(Message):
     owner: Name
 
 
+class Handshake(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A connection's first two segments as the switch saw them. `iss` and `irs` are the numbers of the SYNs; `source`
+    of the connection is the VIP's side, whoever opened it."""
+
+    connection: FourTuple
+    iss: UInt32
+    irs: UInt32
+    tcp: TcpSection
+
+
 class Resume(Message):
-    """The fence and the steering are done: prove, recreate and resume the unready connections of `owner`."""
+    """The fence and the steering are done: prove, recreate and resume the unready connections of `owner`.
+
+    `handshakes`: data connections that have just come to be, and that no checkpoint knows.
+    """
 
     takeover: UInt63
     owner: Name
     epoch: UInt63
+    handshakes: Annotated[list[Handshake], Meta(max_length=LIMIT_HANDSHAKES)] = []
 
 
 FromAgent = Hello | Store | Closed | Heartbeat | Died | Prepared | Resumed

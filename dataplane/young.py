@@ -1,0 +1,126 @@
+"""Data connections that a client had opened to a server which died before their first checkpoint.
+
+The switch saw how they began (`controller.witness`). An heir that awaits that client at that port proves such a
+connection and recreates it, and its protocol accepts it as if it came now: nothing was sent on it yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from dataplane import repair
+from dataplane.judge import Doubt, Expectation
+from dataplane.passive_ports import Listening
+from dataplane.prover import Patience, Verdict
+from dataplane.proving import Proving
+from dataplane.sequence import Seq
+from state.datablock import FourTuple
+from state.errors import RepairError
+from state.messages import Handshake
+
+_CLAIM_SECONDS = 2.0
+"""Who is not awaited by then belongs to a control connection that was not resumed."""
+
+_log = logging.getLogger(__name__)
+
+_Place = tuple[str, int, str]
+"""VIP, its port, and the client's address."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Young:
+    handshake: Handshake
+    patience: Patience
+
+
+class YoungConnections:
+    """Of one agent."""
+
+    def __init__(self, proving: Proving, interface: int, has: Callable[[FourTuple], bool]) -> None:
+        """`interface`: index of the one towards the clients, see `socket_address`. `has`: lives it here already?"""
+        self._proving = proving
+        self._has = has
+        self._interface = interface
+        self._loop = asyncio.get_running_loop()
+        self._unclaimed: dict[_Place, list[_Young]] = {}
+
+    def expect(self, handshakes: Iterable[Handshake], patience: Patience) -> None:
+        """These were seen; nothing is sent to them before they are awaited."""
+        for handshake in handshakes:
+            young = _Young(handshake, patience)
+            place = _place(handshake)
+            self._unclaimed.setdefault(place, []).append(young)
+            self._loop.call_later(_CLAIM_SECONDS, self._unwanted, place, young)
+
+    def awaited(self, listening: Listening) -> None:
+        """A client is awaited at a port."""
+        for young in self._unclaimed.pop((listening.vip, listening.local_port, listening.client), ()):
+            decided = functools.partial(self._decided, listening, young.handshake)
+            try:
+                self._proving.prove(_expectation(young.handshake), young.patience, decided)
+            except OSError as error:
+                _log.warning("%s cannot be proven: %s", young.handshake.connection.id, error)
+
+    def _decided(self, listening: Listening, handshake: Handshake, verdict: Verdict) -> None:
+        expected = _expectation(handshake)
+        if isinstance(verdict.outcome, Doubt):
+            if verdict.outcome is Doubt.UNPROVEN:
+                self._proving.dismiss(expected, verdict.claimed)
+            return  # else it is gone, or its client had not heard of the server yet, and begins again
+        proof = verdict.outcome
+        if self._has(handshake.connection):
+            return  # its client's SYN had come again
+        if not listening.open or proof.input_missing:  # what it sent, the dead server may have acknowledged
+            self._proving.dismiss(expected, proof)
+            return
+        try:
+            sock = repair.recreate(
+                handshake.connection, handshake.tcp, proof, expected.rcv_nxt, interface=self._interface
+            )
+        except RepairError as error:
+            _log.warning("%s", error)
+            self._proving.dismiss(expected, proof)
+            return
+        listening.accepted(sock, (listening.client, handshake.connection.destination_port))
+
+    def _unwanted(self, place: _Place, young: _Young) -> None:
+        """Its client is told, so that it does not wait for ever."""
+        waiting = self._unclaimed.get(place, [])
+        if young in waiting:
+            waiting.remove(young)
+            if not waiting:
+                del self._unclaimed[place]
+            if not self._has(young.handshake.connection):
+                self._proving.dismiss(_expectation(young.handshake), None)
+
+    def clear(self) -> None:
+        """This server was fenced."""
+        self._unclaimed.clear()
+
+
+def _place(handshake: Handshake) -> _Place:
+    connection = handshake.connection
+    vip, client = (str(ipaddress.ip_address(packed)) for packed in (connection.source, connection.destination))
+    return vip, connection.source_port, client
+
+
+def _expectation(handshake: Handshake) -> Expectation:
+    """Nothing was sent either way, and nothing is planned."""
+    tcp = handshake.tcp
+    return Expectation(
+        connection=handshake.connection,
+        acked=0,
+        acked_seq=Seq(handshake.iss) + 1,
+        end=0,
+        closing=False,
+        rcv_nxt=Seq(handshake.irs) + 1,
+        snd_wscale=tcp.snd_wscale,
+        timestamps=tcp.timestamps,
+        tsval=tcp.tsval,
+        sack=tcp.sack,
+    )
