@@ -12,7 +12,8 @@ A connection that nobody knows cannot be taken over: what its server's kernel sa
 *refuses*, answers a SYN with RST. The server's process may have died a moment ago, and a client that is refused does
 not ask again. So a refusal is held until its server proves alive by heartbeats; if it is dead, the client's SYN comes
 again and finds the backup. And while a server takes over, it is dropped: its kernel refuses also whoever connects to a
-port that a protocol is about to open again there (a bundle's passive port).
+port that a protocol is about to open again there (a bundle's passive port). The same goes for any close of a connection
+whose beginning the `witness` has seen: its heir can recreate it.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ def decide(
 ) -> Decision:
     """`sender`: whose switch port the packet came in by. `refusal`: it answers a SYN. `inheriting`: the sender takes
     another server over, or did so just now. `young`: the connection's beginning was seen, but it has no checkpoint yet:
-    an heir is about to recreate it."""
+    an heir can recreate it."""
     if sender is None or not sender_is_up:
         return Decision.DROP
     if record is None:
-        if inheriting and (refusal or young):
-            return Decision.DROP
-        return Decision.HOLD if refusal else Decision.FORWARD
+        if not (refusal or young):
+            return Decision.FORWARD
+        return Decision.DROP if inheriting else Decision.HOLD
     if record.responsible == sender and record.settled:
         return Decision.HOLD
     return Decision.DROP
