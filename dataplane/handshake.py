@@ -15,7 +15,6 @@ from state.messages import Handshake
 from state.sections import TcpSection
 
 _MSS, _WINDOW_SCALE, _SACK_PERMITTED = (2, 4), (3, 3), (4, 2)
-_TIMESTAMPS_LENGTH = 12
 _DEFAULT_MSS = {4: 536, 16: 1220}
 """By the length of an address: what a host takes that says nothing (RFC 9293, section 3.7.1)."""
 _LARGEST_SCALE = 14
@@ -79,7 +78,7 @@ def agreed(ours: Segment, theirs: Segment) -> Handshake | None:
         int(ours.seq),
         int(theirs.seq),
         TcpSection(
-            mss=max(1, min(here.mss, there.mss) - (_TIMESTAMPS_LENGTH if timestamps else 0)),
+            mss=max(1, there.mss),
             snd_wscale=snd_wscale,
             rcv_wscale=(here.window_scale or 0) if scaling else 0,
             window_scaling=scaling,

@@ -23,7 +23,7 @@ from state.datablock import FourTuple
 from state.errors import RepairError
 from state.messages import Handshake
 
-_CLAIM_SECONDS = 2.0
+CLAIM_SECONDS = 2.0
 """Who is not awaited by then belongs to a control connection that was not resumed."""
 
 _log = logging.getLogger(__name__)
@@ -55,19 +55,19 @@ class YoungConnections:
             young = _Young(handshake, patience)
             place = _place(handshake)
             self._unclaimed.setdefault(place, []).append(young)
-            self._loop.call_later(_CLAIM_SECONDS, self._unwanted, place, young)
+            self._loop.call_later(CLAIM_SECONDS, self._unwanted, place, young)
 
     def awaited(self, listening: Listening) -> None:
         """A client is awaited at a port."""
         for young in self._unclaimed.pop((listening.vip, listening.local_port, listening.client), ()):
             decided = functools.partial(self._decided, listening, young.handshake)
             try:
-                self._proving.prove(_expectation(young.handshake), young.patience, decided)
+                self._proving.prove(expectation(young.handshake), young.patience, decided)
             except OSError as error:
                 _log.warning("%s cannot be proven: %s", young.handshake.connection.id, error)
 
     def _decided(self, listening: Listening, handshake: Handshake, verdict: Verdict) -> None:
-        expected = _expectation(handshake)
+        expected = expectation(handshake)
         if isinstance(verdict.outcome, Doubt):
             if verdict.outcome is Doubt.UNPROVEN:
                 self._proving.dismiss(expected, verdict.claimed)
@@ -96,7 +96,7 @@ class YoungConnections:
             if not waiting:
                 del self._unclaimed[place]
             if not self._has(young.handshake.connection):
-                self._proving.dismiss(_expectation(young.handshake), None)
+                self._proving.dismiss(expectation(young.handshake), None)
 
     def clear(self) -> None:
         """This server was fenced."""
@@ -109,8 +109,8 @@ def _place(handshake: Handshake) -> _Place:
     return vip, connection.source_port, client
 
 
-def _expectation(handshake: Handshake) -> Expectation:
-    """Nothing was sent either way, and nothing is planned."""
+def expectation(handshake: Handshake) -> Expectation:
+    """What the judge may accept of its client: nothing was sent either way, and nothing is planned."""
     tcp = handshake.tcp
     return Expectation(
         connection=handshake.connection,

@@ -60,6 +60,11 @@ def dissected(packet: bytes) -> Any:
     return IPv6(packet) if packet[0] >> 4 == 6 else IP(packet)
 
 
+def without_syn_options(segment: Segment) -> Segment:
+    """They are only read, never built."""
+    return replace(segment, syn_options=b"")
+
+
 # --- against scapy ---
 @settings(max_examples=60)
 @given(segments())
@@ -116,7 +121,7 @@ def test_what_scapy_built_is_read(segment: Segment, padded: bool) -> None:
         options=options,
     )
     trailer = b"ethernet padding" if padded else b""
-    assert parse(bytes(packet / segment.payload) + trailer) == segment
+    assert without_syn_options(parse(bytes(packet / segment.payload) + trailer)) == segment
 
 
 def test_other_options_are_passed_over() -> None:
@@ -168,7 +173,7 @@ def test_a_fragment_of_ipv6_is_refused_by_its_name() -> None:
 # --- round trip ---
 @given(segments())
 def test_parsing_gives_back_what_was_built(segment: Segment) -> None:
-    assert parse(build(segment)) == segment
+    assert without_syn_options(parse(build(segment))) == segment
 
 
 def test_the_flags_are_those_of_the_standard() -> None:
