@@ -4,6 +4,7 @@ names a port and the connection to it. They are told not to try again: what they
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 import subprocess
@@ -21,6 +22,8 @@ from topologies.lab import FTP_PASSWORD, FTP_USER
 SIZE = 48 << 20
 FILES = 24
 NAMES = 3000
+ODD = [b"caf\xe9", b"a\tb", b"\xff\xfe", b"\xef\xbe\x80", "plainly é".encode()]
+"""Names that are not UTF-8, or have a TAB, or bytes that Telnet takes for its own."""
 _ONCE = (
     "set net:max-retries 1; set net:persist-retries 0; set net:timeout 20; set ftp:ssl-allow no; set cmd:fail-exit yes"
 )
@@ -37,6 +40,11 @@ def docroot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(FILES):
         folder = root / "files" / ("deeper" if number % 3 == 0 else "")
         (folder / f"file {number:02}.bin").write_bytes(source.randbytes(1 << 20))
+    for place, odd in enumerate(ODD):
+        folder = os.fsencode(root / "odd") + b"/" + odd
+        os.makedirs(folder)
+        for other in ODD:
+            Path(os.fsdecode(folder + b"/" + other)).write_bytes(source.randbytes((1 << 18) + place))
     for number in range(NAMES):
         (root / "names" / f"{number:04}-{'x' * 200}").touch()
     return root
@@ -172,7 +180,7 @@ class Lftp:
         assert line == "done\n", (line, self.dialogue())
 
     def dialogue(self) -> str:
-        return self.dialogue_path.read_text()
+        return self.dialogue_path.read_text(errors="replace")
 
     def end(self) -> str:
         """Everything that the server said, if all went well and nothing was begun anew."""
@@ -213,6 +221,25 @@ def test_lftp_mirrors_a_folder_with_two_deaths_on_the_way(lab: Lab, docroot: Pat
     original = {path.relative_to(docroot / "files"): digest(path) for path in (docroot / "files").rglob("file*")}
     copied = {path.relative_to(tmp_path / "copy"): digest(path) for path in (tmp_path / "copy").rglob("file*")}
     assert copied == original
+
+
+def test_lftp_mirrors_names_of_any_bytes_with_two_deaths_on_the_way(lab: Lab, docroot: Path, tmp_path: Path) -> None:
+    """Made UTF-8 of neither by lftp nor by the server."""
+    session = Lftp(lab, tmp_path, "set net:limit-rate 2M")
+    session.order("mirror odd copy")
+    for count in (4, 14):
+        lab.until(lambda c=count: len(contents(tmp_path / "copy")) >= c, "the mirror does not grow")
+        takeover = die(lab)
+        assert takeover["reset"] == {}, takeover
+        heal(lab)
+    session.end()
+    original = contents(docroot / "odd")
+    assert len(original) == len(ODD) ** 2 and contents(tmp_path / "copy") == original
+
+
+def contents(folder: Path) -> dict[bytes, bytes]:
+    """Files by their path's bytes."""
+    return {os.fsencode(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # --- between the answer that names a port and the connection to it, and whatever else needs a client that waits ---
