@@ -20,7 +20,7 @@ from dataplane.all_or_none import CONTROL_OVER, Candidate, Group, groups
 from dataplane.connection import Host, LiveConnection
 from dataplane.event_loop import Paced
 from dataplane.judge import Doubt, Proof
-from dataplane.objects import key_of
+from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, key_of
 from dataplane.prepared_sockets import PreparedSockets
 from dataplane.prover import Key, Patience, Verdict
 from dataplane.prover import key_of as prover_key
@@ -36,8 +36,6 @@ from state.messages import LIMIT_COMPARISONS, Comparison
 from state.sections import ObjectRef, TcpSection
 
 RESUMED = "resumed"
-OBJECT_DIFFERS = "object differs at the backup"
-OBJECT_MISSING = "object missing at the backup"
 CLIENT_GONE = "client gone"
 CANNOT_PROBE = "backup cannot probe"
 CLIENT_SILENT = "client silent"

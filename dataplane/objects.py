@@ -20,6 +20,9 @@ from dataplane.names import bytes_of
 from state.errors import LocalError
 from state.sections import LIMIT_PARAMETERS, ObjectRef
 
+OBJECT_DIFFERS = "object differs at the backup"
+OBJECT_MISSING = "object missing at the backup"
+"""Why a connection is reset at a backup."""
 _DIGEST_CHUNK = 1 << 20
 
 _Version = tuple[int, int, int, int, int]

@@ -21,7 +21,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
+from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, DocumentRoot, ObjectMissing, OpenObject
 from dataplane.rtp.media import Media, MediaRefused
 from dataplane.rtsp import session as session_
 from dataplane.rtsp.live import LiveSession
@@ -73,6 +73,8 @@ class RtspApplication(Application):
         self._working = False
         self._unusable = ""
         """Why nothing can be made of a checkpoint here."""
+        self._missing = False
+        """It is that a file is not there."""
         self._to_start: list[LiveSession] = []
         """Over UDP, once the response is out: before that, no checkpoint knows of them."""
         self._heard = time.monotonic()
@@ -360,7 +362,7 @@ class RtspApplication(Application):
             for session in section.sessions:
                 application._prepare(session)
         except ObjectMissing as error:
-            application._unusable = str(error)
+            application._unusable, application._missing = str(error), True
         return application
 
     def _prepare(self, session: Session) -> None:
@@ -388,6 +390,13 @@ class RtspApplication(Application):
         except TakeoverError as error:
             self._unusable = str(error)
         self._go_on()
+
+    def obstacle(self) -> str | None:
+        """Of streams over UDP nothing is planned in the connection, by which it could be told that a file differs."""
+        if self._missing:
+            return OBJECT_MISSING
+        same = all(self._root.same(live.opened, live.session.object) for live in self._live.values())
+        return OBJECT_DIFFERS if self._unusable or not same else None
 
     def ready(self, stream: Stream, position: int) -> None:
         """Streams go on by their clocks, as soon as their tables are there: at once, if all goes as it should."""

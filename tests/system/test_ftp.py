@@ -472,6 +472,95 @@ def uploaded(lab: Lab) -> int:
     return sum((each["rcv_nxt"] - each["irs"] - 1) % 2**32 for each in data)
 
 
+_FTPLIB = r"""
+import ftplib, hashlib, sys, time
+verb, name, user, password, source = sys.argv[1:]
+ftp = ftplib.FTP("vip", timeout=20)
+ftp.login(user, password)
+digest = hashlib.sha256()
+def take(data):
+    digest.update(data)
+    time.sleep(0.001)
+def show(data):
+    print(len(data), flush=True)
+try:
+    if verb == "RETR":
+        ftp.retrbinary("RETR " + name, take, 65536)
+        print(digest.hexdigest())
+    else:
+        with open(source, "rb") as file:
+            ftp.storbinary("STOR " + name, file, 65536, show)
+    print(ftp.quit())
+except (OSError, EOFError, ftplib.Error) as error:
+    print(type(error).__name__, error)
+"""
+
+
+def ftplib(lab: Lab, verb: str, name: str, source: Path | str = "") -> subprocess.Popen[str]:
+    """Python's own client, as its manual shows it."""
+    command = [sys.executable, "-c", _FTPLIB, verb, name, FTP_USER, FTP_PASSWORD, str(source)]
+    return lab.popen("c1", command, stdout=subprocess.PIPE, text=True)
+
+
+def test_pythons_ftplib_gets_a_file_whole_although_its_server_dies(lab: Lab, docroot: Path) -> None:
+    client = ftplib(lab, "RETR", "object.bin")
+    lab.until(lambda: len(lab.connections()) == 2, "there is no data connection")
+    takeover = die(lab)
+    said = client.communicate(timeout=40)[0].split("\n")
+    assert said[0] == digest(docroot / "object.bin") and said[1].startswith("221 ")
+    assert (takeover["resumed"], takeover["reset"]) == (2, {})
+
+
+def test_pythons_ftplib_learns_that_its_upload_is_lost_and_has_it_whole_at_the_heir(lab: Lab, docroot: Path) -> None:
+    target = docroot / "incoming/lib.bin"
+    client = ftplib(lab, "STOR", "incoming/lib.bin", docroot / "object.bin")
+    assert client.stdout is not None
+    assert client.stdout.readline() == "65536\n"
+    lab.until(lambda: uploaded(lab) > 0, "the upload does not go on")
+    takeover = die(lab)
+    said = client.communicate(timeout=40)[0].split("\n")
+    assert "Error" in said[-2] and not target.exists(), said[-3:]
+    assert (takeover["resumed"], takeover["reset"]) == (0, {UPLOAD_LOST: 2})
+    again = ftplib(lab, "STOR", "incoming/lib.bin", docroot / "object.bin").communicate(timeout=40)[0]
+    assert again.split("\n")[-2].startswith("221 ") and digest(target) == digest(docroot / "object.bin")
+    target.unlink()
+
+
+@pytest.fixture
+def small_disks(lab: Lab, docroot: Path) -> Iterator[Path]:
+    """The folder for uploads is a disk of 4 MiB, each server's own. Hosts have mounts of their own."""
+    incoming, servers = docroot / "incoming", ("s1", "s2", "s3")
+    for name in servers:
+        lab.run(name, ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(incoming)], check=True)
+    yield incoming
+    for name in servers:
+        lab.run(name, ["umount", "-l", str(incoming)], check=True)
+
+
+def test_an_upload_to_a_disk_that_is_full_is_452_and_leaves_nothing(
+    lab: Lab, docroot: Path, scripted: Any, small_disks: Path
+) -> None:
+    command = ["curl", "-sS", "--max-time", "20", "-T", str(docroot / "object.bin")]
+    url = f"ftp://{FTP_USER}:{FTP_PASSWORD}@vip/incoming/up.bin"
+    assert lab.run("c1", [*command, url], capture_output=True, check=False).returncode != 0
+    client = scripted(user=(FTP_USER, FTP_PASSWORD))
+    client("passive")
+    client("connect")
+    assert client("say", "STOR", "incoming/up.bin").startswith("150 ")
+    client("send", 8 << 20)
+    assert client("reply").startswith("error_temp: 452 ")
+    assert client("say", "NOOP").startswith("200 ")
+    used = ["df", "--output=used", "--block-size=1", str(small_disks)]
+    lab.until(lambda: lab.run(owner(lab), used, capture_output=True).stdout.split()[1] == b"0", "bytes are left")
+    assert lab.run(owner(lab), ["find", str(small_disks), "-type", "f"], capture_output=True).stdout == b""
+    client("passive")
+    client("connect")
+    assert client("say", "STOR", "incoming/up.bin").startswith("150 ")
+    client("send", 1 << 20)
+    client("close")
+    assert client("reply").startswith("226 ")
+
+
 # --- what is refused ---
 def test_data_goes_to_nobody_else(lab: Lab, scripted: Any) -> None:
     """The bounce attack (RFC 2577), and a port that a stranger finds open."""

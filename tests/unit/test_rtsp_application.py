@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.datagrams import UdpPart
+from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING
 from dataplane.rtp.plan import Plan, Playing
 from dataplane.rtsp import RTSP, protocol
 from dataplane.rtsp.sending import MediaClock, Outlet, UdpSender
@@ -331,20 +332,27 @@ def test_a_film_that_differs_or_is_not_there_ends_the_connection(tmp_path: Path)
             ports.close()
             return one.made.host.checkpoints[-1]
 
-    async def resumed(folder: Path, block: DataBlock, films: dict[str, bytes]) -> None:
+    async def resumed(folder: Path, block: DataBlock, films: dict[str, bytes], reason: str | None) -> None:
         with document_root(folder, **films) as root:
             section = block.section(STREAM, StreamSection)
             stream = ByteStream.resumed(ISS, section, proof(section.end))
-            async with live(root, RTSP.unready(root, block), stream, host=rtsp_host(root, free_pair())) as made:
+            application = RTSP.unready(root, block)
+            assert application.obstacle() == reason
+            async with live(root, application, stream, host=rtsp_host(root, free_pair())) as made:
                 made.connection.resume(section.end)
                 with pytest.raises(ConnectionResetError):
                     await made.hear_all()
 
     block = asyncio.run(run())
-    for name, films in (("none", {}), ("other", {"film": FILM[:-188]}), ("no", {"film": b"x" * len(FILM)})):
+    others: list[tuple[str, dict[str, bytes], str | None]] = [
+        ("none", {}, OBJECT_MISSING),
+        ("other", {"film": FILM[:-188]}, OBJECT_DIFFERS),
+        ("no", {"film": b"x" * len(FILM)}, None),  # known only when its digest or its table is
+    ]
+    for name, films, reason in others:
         folder = tmp_path / name
         folder.mkdir()
-        asyncio.run(resumed(folder, block, films))
+        asyncio.run(resumed(folder, block, films, reason))
 
 
 def _playing() -> Playing:
