@@ -517,9 +517,12 @@ class LiveConnection:
 
     def _look_for_room(self) -> None:
         """No event tells when the client has acknowledged something. A stream that is paced (`release`) is planned
-        long before it is sent: that it is not finished must not keep what else is to be said from being planned."""
+        long before it is sent: that it is not finished must not keep what else is to be said from being planned.
+        Nor does one tell that a client is gone whose input is held."""
         self._room = None
-        if self.has_room():
+        if repair.is_closed(self._sock):
+            self._end()
+        elif self.has_room():
             self._tell(self.application.drained)
 
     def _digest_known(self, opened: OpenObject | GeneratedObject, old: ObjectRef, new: ObjectRef) -> None:
