@@ -138,6 +138,7 @@ class LiveConnection:
         self._timers: list[asyncio.TimerHandle] = []
         self._input_expected: tuple[int, Callable[[bool], None]] | None = None
         self._when_sending: Callable[[], None] | None = None
+        self._when_stored: Callable[[], None] | None = None
         self._send_until: int | None = None
 
     # --- life ---
@@ -180,6 +181,10 @@ class LiveConnection:
     def when_sending(self, call: Callable[[], None]) -> None:
         """Call it once, when bytes are next handed to the kernel."""
         self._when_sending = call
+
+    def when_stored(self, call: Callable[[], None]) -> None:
+        """Call it once, when the next checkpoint is stored and what it allows to be sent was handed to the kernel."""
+        self._when_stored = call
 
     def _tell_input(self) -> None:
         if self._input_expected is not None:
@@ -341,7 +346,7 @@ class LiveConnection:
             self._bundle.left(self, silently=silently)
         self._host.ended(self)
         self._tell_input()
-        self._when_sending = None  # it refers to this connection
+        self._when_sending = self._when_stored = None  # they refer to this connection
 
     def _end(self) -> None:
         """Close the socket; the kernel has nothing unmarked to say."""
@@ -619,6 +624,9 @@ class LiveConnection:
         self._closing_stored |= closing
         if not self._writing:
             self._pump()
+        if self._when_stored is not None:
+            call, self._when_stored = self._when_stored, None
+            call()
 
     # --- output: towards the kernel ---
     def _pump(self) -> None:
