@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from controller import steering
+from controller.awaited import UNKNOWN, is_awaited
 from controller.collector import Collector
 from controller.detector import Cause, Detector, Failure
 from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide
@@ -340,7 +341,10 @@ class Conductor:
                     self.servers[owner].unready = unready
             server.lag_most = max(server.lag_most, message.lag)
             survived = self.gate.alive(name, lambda connection: self.collector.get(connection) is not None)
-            return [SendToSwitch(steering.forward(held.in_port, held.packet)) for held in survived]
+            actions: list[Action] = [SendToSwitch(steering.forward(held.in_port, held.packet)) for held in survived]
+            for held in survived:
+                actions += self._tell_lost(name, held.connection, now) if held.awaited else []
+            return actions
         if isinstance(message, messages.Prepared):
             if message.owner in self.servers:
                 self.servers[message.owner].unready = message.unready
@@ -542,20 +546,35 @@ class Conductor:
         sender = next((s for s in self.servers.values() if s.port == in_port), None)
         record = self.collector.get(connection.id)
         name = sender.name if sender else None
+        refusal, ends = _kind_of(packet)
+        awaited = record is None and name is not None and not refusal and is_awaited(self.collector, name, connection)
         decision = decide(
             record,
             name,
             sender.up if sender else False,
-            refusal=_is_refusal(packet),
+            refusal=refusal,
             inheriting=name is not None and self._inherits(name, now),
+            ends=ends,
+            awaited=awaited,
         )
         if decision is Decision.HOLD:
             assert sender is not None
             until, known = now + HOLD_SECONDS, record is not None
-            self.gate.hold(Held(connection.id, sender.name, in_port, packet, until, known))
+            self.gate.hold(Held(connection.id, sender.name, in_port, packet, until, known, awaited))
             return []
         self.gate.counts[decision.value] += 1
-        return [SendToSwitch(steering.forward(in_port, packet))] if decision is Decision.FORWARD else []
+        if decision is not Decision.FORWARD:
+            return []
+        told = self._tell_lost(name, connection.id, now) if awaited and name is not None else []
+        return [SendToSwitch(steering.forward(in_port, packet)), *told]
+
+    def _tell_lost(self, heir: str, connection: str, now: float) -> list[Action]:
+        """A connection that a bundle awaited is reset: it was opened at the dead server, in its last moments. The
+        takeover's record says so, also when all that was known is decided."""
+        for takeover in reversed(self.history.all()):
+            if takeover.heir == heir and now < takeover.detected + INHERITING_LIMIT:
+                return self._announce_takeover(takeover) if takeover.lost_unknown(connection, UNKNOWN) else []
+        return []
 
     def _inherits(self, name: str, now: float) -> bool:
         """Does this server take over another, or did it just now? What its kernel said before may be seen after.
@@ -583,10 +602,12 @@ def _backup(backup: str, owner: str, blocks: list[bytes]) -> list[Action]:
     return [Send(backup, messages.Backup(owner, portion)) for portion in messages.portions(blocks)]
 
 
-def _is_refusal(frame: bytes) -> bool:
-    """Does it answer a SYN with RST (RFC 9293, 3.10.7.1)? `frame`: from the Ethernet header on."""
+def _kind_of(frame: bytes) -> tuple[bool, bool]:
+    """Does it answer a SYN with RST (RFC 9293, 3.10.7.1)? Else, did a socket say it, so that it carries ACK? `frame`:
+    from the Ethernet header on."""
     try:
         found = segment.parse(frame[_ETHERNET:])
     except SegmentMalformed:
-        return False
-    return found.flags & (segment.RST | segment.ACK) == segment.RST | segment.ACK and found.seq == 0
+        return False, False
+    refusal = found.flags & (segment.RST | segment.ACK) == segment.RST | segment.ACK and found.seq == 0
+    return refusal, not refusal and bool(found.flags & segment.ACK)

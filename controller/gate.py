@@ -8,11 +8,16 @@ There is one honest case: somebody destroyed the socket of a live agent (`ss -K`
 connection is over. So the gate *holds* a known connection's packet for a moment, and lets it go when its server says
 so.
 
-A connection that nobody knows cannot be taken over: what its server's kernel says goes on. But not at once where it
-*refuses*, answers a SYN with RST. The server's process may have died a moment ago, and a client that is refused does
-not ask again. So a refusal is held until its server proves alive by heartbeats; if it is dead, the client's SYN comes
-again and finds the backup. And while a server takes over, it is dropped: its kernel refuses also whoever connects to a
-port that a protocol is about to open again there (a bundle's passive port).
+A connection that nobody knows cannot be taken over: what its server's kernel says goes on. But not at once where the
+death of the server's process, a moment ago, may have said it: where a socket *ends* (FIN, or RST with ACK: a client
+would take the end of a data connection for the end of a file), where the kernel *refuses*, answers a SYN with RST (a
+client that is refused does not ask again), and where the connection is one that a bundle awaits. Such a packet is held
+until its server proves alive by heartbeats; if it is dead, what the client says next finds the backup. While a server
+takes over, its refusals are dropped: its kernel refuses also whoever connects to a port that a protocol is about to
+open again there (a bundle's passive port).
+
+RST without ACK answers what belongs to no socket, and goes on at once: a server that connects to a client which still
+waits for a dead one clears its way by that (RFC 9293, 3.5.1; `docs/decisions/020-active-data-connections.md`).
 """
 
 from __future__ import annotations
@@ -46,19 +51,29 @@ class Held:
     until: float
     known: bool = True
     """The shared state knows the connection. Else heartbeats of the server let the packet go."""
+    awaited: bool = False
+    """As in `decide`."""
 
 
 def decide(
-    record: Record | None, sender: str | None, sender_is_up: bool, *, refusal: bool = False, inheriting: bool = False
+    record: Record | None,
+    sender: str | None,
+    sender_is_up: bool,
+    *,
+    refusal: bool = False,
+    inheriting: bool = False,
+    ends: bool = False,
+    awaited: bool = False,
 ) -> Decision:
     """`sender`: whose switch port the packet came in by. `refusal`: it answers a SYN. `inheriting`: the sender takes
-    another server over, or did so just now."""
+    another server over, or did so just now. `ends`: a socket said it, so that it carries ACK. `awaited`: a bundle of
+    the sender awaits this client at this port."""
     if sender is None or not sender_is_up:
         return Decision.DROP
     if record is None:
-        if not refusal:
-            return Decision.FORWARD
-        return Decision.DROP if inheriting else Decision.HOLD
+        if inheriting:
+            return Decision.DROP if refusal else Decision.FORWARD
+        return Decision.HOLD if refusal or ends or awaited else Decision.FORWARD
     if record.responsible == sender and record.settled:
         return Decision.HOLD
     return Decision.DROP

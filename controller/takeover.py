@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from state.messages import LIMIT_COMPARISONS, Comparison, Resumed
 
+_LIMIT_UNKNOWN = 4096
+
 
 class Phase(enum.Enum):
     """FENCING --switch committed--> RESUMING --last connection decided--> DONE
@@ -49,6 +51,8 @@ class Takeover:
     recreate_us: int = 0
     comparisons: list[Comparison] = field(default_factory=list)
     """Of the first connections that were decided, at most `LIMIT_COMPARISONS`."""
+    unknown: set[str] = field(default_factory=set)
+    """Connections that were reset and are not among those that the takeover began with."""
 
     def inherited(self, heir: str) -> None:
         """A server came up that can take the connections which waited for one."""
@@ -81,6 +85,15 @@ class Takeover:
         if self.phase in (Phase.WAITING, Phase.FENCING, Phase.RESUMING):
             self.phase = Phase.FAILED
             self.finished = now
+
+    def lost_unknown(self, connection: str, reason: str) -> bool:
+        """The heir's kernel reset a connection that no checkpoint has. False if that is known already; of very many
+        some are not counted."""
+        if connection in self.unknown or len(self.unknown) >= _LIMIT_UNKNOWN:
+            return False
+        self.unknown.add(connection)
+        self.lost(1, reason)
+        return True
 
     def lost(self, count: int, reason: str) -> None:
         self.reset[reason] += count

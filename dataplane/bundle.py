@@ -134,7 +134,10 @@ class LiveBundle:
             Part(role, "tcp", four.source_port, str(ipaddress.ip_address(four.destination)), four.destination_port)
             for four, role in ((connection.connection, role) for connection, role in self._members.items())
         ]
-        found += [Part(role, "tcp", awaited.local_port) for awaited, role in self._awaited.items()]
+        found += [
+            Part(role, "tcp", awaited.local_port, connecting=isinstance(awaited, Connecting))
+            for awaited, role in self._awaited.items()
+        ]
         found += [
             Part(role, "udp-multicast" if part.multicast else "udp", part.local_port, *part.remote)
             for part, role in self._datagrams.items()

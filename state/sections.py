@@ -184,6 +184,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     remote_address: Annotated[str, Meta(max_length=64)] = ""
     """Empty while a client is awaited."""
     remote_port: UInt16 = 0
+    connecting: bool = False
+    """This side opens it, and it is not there yet: nobody is awaited."""
 
 
 class BundleSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -254,12 +254,46 @@ def test_a_data_connection_that_the_server_opens(tmp_path: Path, monkeypatch: py
             listener.setblocking(False)
             remote = listener.getsockname()
             scene.bundle.connect("data", scene.port, remote, scene.data(), scene.notes.append)
-            assert scene.bundle.parts() == [Part("data", "tcp", scene.port)]
+            assert scene.bundle.parts() == [Part("data", "tcp", scene.port, connecting=True)]
             client, peer = await loop.sock_accept(listener)
             assert peer == (HERE, scene.port)
             await until(lambda: "data opened" in scene.notes)
             assert scene.bundle.parts() == [Part("data", "tcp", scene.port, *remote)]
             await until(lambda: "data" in scene.blocks())
+            client.close()
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["data goes with it", "by itself"])
+def test_a_client_sees_a_connection_that_the_server_opens_when_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bool
+) -> None:
+    """Not before: whoever heard of one that nobody can resume would hear of another later."""
+
+    async def test(scene: Scene) -> None:
+        loop, waiting = asyncio.get_running_loop(), dict[str, Callable[[], None]]()
+
+        def store(block: bytes, stored: Callable[[], None]) -> None:
+            waiting[DataBlock.decode(block).header.protocol] = stored
+
+        monkeypatch.setattr(scene.control.host, "store", store)
+        with socket.create_server((HERE, 0)) as listener:
+            listener.setblocking(False)
+            scene.bundle.connect("data", scene.port, listener.getsockname(), scene.data(), scene.notes.append)
+            await until(lambda: "data opened" in scene.notes)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            (member,) = scene.bundle.connections()
+            if says:
+                member.stream.write(b"hello")
+            began = loop.time()
+            await until(lambda: NotingData.name in waiting)
+            waiting[NotingData.name]()
+            client, _ = listener.accept()
+            assert loop.time() - began < 0.1, "the kernel keeps it back for 0.2 s by itself"
+            if says:
+                assert await loop.sock_recv(client, 100) == b"hello"
             client.close()
 
     on_owner(tmp_path, test, monkeypatch)

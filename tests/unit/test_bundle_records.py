@@ -6,12 +6,14 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
+import msgspec
 import pytest
 
 from controller import views
+from controller.awaited import UNKNOWN
 from controller.collector import Collector
-from controller.conductor import INHERITED_GRACE, Action, SendToSwitch
-from controller.gate import Decision, decide
+from controller.conductor import INHERITED_GRACE, INHERITING_LIMIT, Action, SendToSwitch
+from controller.gate import PROOF_BEATS, Decision, decide
 from dataplane import segment
 from dataplane.segment import Segment
 from dataplane.sequence import Seq
@@ -28,6 +30,7 @@ PARTS = [
     Part("data", "tcp", 40_960, scenario.CLIENT, 40_500),
     Part("next", "tcp", 40_961),
     Part("rtp", "udp", 5004, scenario.CLIENT, 6000),
+    Part("active", "tcp", 20, connecting=True),
 ]
 
 
@@ -104,9 +107,10 @@ def test_a_connection_shows_its_bundle(collector: Collector) -> None:
         "local_port": 40_960,
         "remote_address": scenario.CLIENT,
         "remote_port": 40_500,
+        "connecting": False,
         "connection": DATA.id,
     }
-    assert [part["connection"] for part in bundle["parts"][1:]] == [None, None]
+    assert [part["connection"] for part in bundle["parts"][1:]] == [None, None, None]
 
 
 def test_a_connection_of_its_own_shows_none() -> None:
@@ -212,6 +216,91 @@ def test_while_a_server_takes_over_it_refuses_nobody() -> None:
     assert watch.seen(2) == [] and len(scene.conductor.gate) == 0
     scene.now += INHERITED_GRACE
     assert watch.reaches(2)
+
+
+# --- what no checkpoint had ---
+YOUNG = FourTuple(CONTROL.source, 40_961, CONTROL.destination, 50_123)
+"""To the port where the client is awaited."""
+ACTIVE = FourTuple(CONTROL.source, 20, CONTROL.destination, 50_123)
+
+
+def dying(in_a_bundle: bool = True) -> Scene:
+    """s1 has a control connection and dies; s2 is told to take it over."""
+    scene = Scene().up()
+    if in_a_bundle:
+        scene.conductor.collector.take("s1", 1, [block(CONTROL), block(DATA)])
+    scene.end("s1")
+    scene.commit(1)
+    return scene
+
+
+def heirs_kernel_resets(scene: Scene, connection: FourTuple) -> dict[str, int]:
+    """What the takeover's record says then. The client is reset."""
+    (packet, *_) = scene.conductor.close_seen(2, connection, frame(segment.RST), scene.now)
+    assert isinstance(packet, SendToSwitch)
+    (takeover,) = scene.conductor.history.all()
+    return dict(takeover.reset)
+
+
+def test_the_record_names_a_connection_that_its_client_had_just_opened() -> None:
+    scene = dying()
+    for _ in range(2):  # each segment of the client is answered with a reset
+        assert heirs_kernel_resets(scene, YOUNG) == {UNKNOWN: 1}
+    assert heirs_kernel_resets(scene, msgspec.structs.replace(YOUNG, destination_port=50_124)) == {UNKNOWN: 2}
+
+
+def test_it_says_nothing_of_those_that_nobody_awaited() -> None:
+    other = FourTuple(YOUNG.source, 40_961, scenario.four_tuple(1, client="10.0.0.9").destination, 50_123)
+    for connection in (other, msgspec.structs.replace(YOUNG, source_port=40_962), ACTIVE):
+        assert heirs_kernel_resets(dying(), connection) == {}
+    assert heirs_kernel_resets(dying(in_a_bundle=False), YOUNG) == {}
+
+
+def test_a_reset_after_the_takeover_waits_for_a_sign_of_life_and_is_counted_then() -> None:
+    scene = dying()
+    (takeover,) = scene.conductor.history.all()
+    scene.report("s2", takeover.number, [CLIENT_PORT])
+    scene.now += INHERITED_GRACE
+    assert scene.conductor.close_seen(2, YOUNG, frame(segment.RST), scene.now) == [] and takeover.reset == {}
+    actions = [
+        action
+        for number in range(PROOF_BEATS)
+        for action in scene.conductor.received("s2", messages.Heartbeat(number + 1, 0, 0.0, 0.0), scene.now)
+    ]
+    assert [action.message.data for action in actions if isinstance(action, SendToSwitch)] == [frame(segment.RST)]
+    assert takeover.reset == {UNKNOWN: 1}
+
+
+def test_a_reset_long_after_a_takeover_has_nothing_to_do_with_it() -> None:
+    scene = dying()
+    (takeover,) = scene.conductor.history.all()
+    scene.report("s2", takeover.number, [CLIENT_PORT])
+    scene.now += INHERITING_LIMIT
+    scene.conductor.close_seen(2, YOUNG, frame(segment.RST), scene.now)
+    for number in range(PROOF_BEATS):
+        scene.conductor.received("s2", messages.Heartbeat(number + 1, 0, 0.0, 0.0), scene.now)
+    assert takeover.reset == {} and len(scene.conductor.gate) == 0
+
+
+@pytest.mark.parametrize("flags", [segment.FIN | segment.ACK, segment.RST | segment.ACK])
+def test_a_dying_server_does_not_end_what_nobody_knows_yet(flags: int) -> None:
+    """A client would take the end of a data connection for the end of its file."""
+    scene = Scene().up()
+    made = Segment(ACTIVE.source, 20, ACTIVE.destination, ACTIVE.destination_port, Seq(7), Seq(2), flags, 0)
+    packet = bytes(14) + segment.build(made)
+    assert scene.conductor.close_seen(1, ACTIVE, packet, scene.now) == []
+    assert not [action for action in scene.end("s1") if isinstance(action, SendToSwitch)]
+    assert len(scene.conductor.gate) == 0
+
+
+def test_a_server_that_connects_clears_its_way_at_once() -> None:
+    """Its kernel's answer to a client that waits for a dead server, whether it still takes over or did so before."""
+    scene = dying()
+    (takeover,) = scene.conductor.history.all()
+    assert heirs_kernel_resets(scene, ACTIVE) == {}
+    scene.report("s2", takeover.number, [CLIENT_PORT])
+    scene.now += INHERITED_GRACE
+    assert heirs_kernel_resets(scene, ACTIVE) == {}
 
 
 def test_a_refusal_waits_until_its_server_proves_alive_after_it() -> None:
