@@ -133,11 +133,13 @@ class Takeover:
     def begin(self) -> None:
         """The fence stands: probe every connection, in portions: the queues of switches and of clients are short."""
         self._began = time.perf_counter()
-        groups_, over = groups(
+        candidates = [
             Candidate(prover_key(entry.expected), entry.header.connection, entry.bundle, entry.stream)
             for entry in self._unready
             if entry.bundle is not None and not self._adopter.has(entry.header.connection)
-        )
+        ]
+        alone = {entry.header.connection.id for entry in self._unready if entry.bundle is None} if candidates else set()
+        groups_, over = groups(candidates, alone)
         self._groups, self._over = groups_, set(over)
         # The more was planned, the likelier a client waits for some of it.
         self._unready.sort(key=lambda entry: entry.expected.acked - entry.expected.end)
