@@ -474,7 +474,8 @@ def four(client_port: int) -> FourTuple:
     return FourTuple(ADDRESS, SERVICE_PORT if client_port == CONTROL_PORT else DATA_PORT, ADDRESS, client_port)
 
 
-def block(client_port: int, stream: StreamSection = IDLE, listed: tuple[int, ...] = (FIRST, SECOND)) -> bytes:
+def block(client_port: int, stream: StreamSection = IDLE, listed: tuple[int, ...] | None = (FIRST, SECOND)) -> bytes:
+    """`listed`: client ports of the control connection's parts; None: it says nothing of a bundle."""
     is_control = client_port == CONTROL_PORT
     header = Header(
         "s1",
@@ -491,13 +492,14 @@ def block(client_port: int, stream: StreamSection = IDLE, listed: tuple[int, ...
         IRS + 1 + stream.received + stream.input_ended,
         stream.objects[0].identifier if stream.objects else "",
         (ISS + 1) % 2**32 if stream.objects else 0,
-        bundle=four(CONTROL_PORT).id,
+        bundle=four(CONTROL_PORT).id if listed is not None else "",
     )
     made = DataBlock(header)
     made.append(TCP, TcpSection(1460, 7, 7, True, True, True, TSVAL, 65535))
     made.append(STREAM, stream)
-    parts = [Part("data", "tcp", DATA_PORT, HERE, port) for port in listed] if is_control else []
-    made.append(BUNDLE, BundleSection(header.bundle, CONTROL if is_control else "data", parts))
+    if listed is not None:
+        parts = [Part("data", "tcp", DATA_PORT, HERE, port) for port in listed] if is_control else []
+        made.append(BUNDLE, BundleSection(header.bundle, CONTROL if is_control else "data", parts))
     made.append(header.protocol, Nothing())
     return made.encode()
 
@@ -715,6 +717,15 @@ def test_a_part_that_had_ended_already_is_no_part(tmp_path: Path) -> None:
         assert "control ready at 0 with 1" in scene.notes and not scene.net.resets()
 
     taken_over(tmp_path, three() | {CONTROL_PORT: block(CONTROL_PORT, listed=(FIRST,))}, test)
+
+
+def test_the_last_part_had_ended_if_the_control_connection_says_nothing_of_a_bundle_any_more(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.proves(CONTROL_PORT)
+        assert await scene.outcome() == ({CONTROL_PORT, FIRST}, {})
+        assert scene.net.resets() == set()
+
+    taken_over(tmp_path, {CONTROL_PORT: block(CONTROL_PORT, listed=None), FIRST: block(FIRST)}, test)
 
 
 def test_a_client_that_has_closed_what_the_server_was_closing_ends_nothing_else(tmp_path: Path) -> None:
