@@ -17,7 +17,7 @@ takes over, its refusals are dropped: its kernel refuses also whoever connects t
 open again there (a bundle's passive port).
 
 RST without ACK answers what belongs to no socket, and goes on at once: a server that connects to a client which still
-waits for a dead one clears its way by that (RFC 9293, 3.5.1; `docs/decisions/020-active-data-connections.md`).
+waits for a dead one clears its way by that (RFC 9293, 3.5.1; `docs/decisions/021-active-data-connections.md`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The kernel keeps the last segment of the handshake back (`repair.hold_handshake`): the client's program sees no
 connection before its checkpoint is stored. A server that dies sooner leaves its client in SYN-RECEIVED, and whoever
-connects there again comes to the same accept (`docs/decisions/020-active-data-connections.md`).
+connects there again comes to the same accept (`docs/decisions/021-active-data-connections.md`).
 """
 
 from __future__ import annotations
