@@ -176,28 +176,70 @@ def _servers(chosen: argparse.Namespace) -> int:
 
 
 def _connections(chosen: argparse.Namespace) -> int:
-    from state.configuration import Address
-
     query = {"server": chosen.server} if chosen.server else {}
     items = fetch_all(chosen.api, "/v1/connections", **query)
-    rows = []
+    return _print(chosen, items, _with_parts(items))
+
+
+def _with_parts(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each connection. Those of a bundle stand below its control connection, in the order of its checkpoint,
+    also what has no connection of its own: UDP, and ports where the client is awaited."""
+    known = {item["id"]: item for item in items}
+    shown: set[str] = set()
+    rows: list[dict[str, Any]] = []
     for item in items:
-        block = item["checkpoint"]
-        rows.append(
-            {
-                "client": str(Address(block["destination_address"], block["destination_port"])),
-                "vip": str(Address(block["source_address"], block["source_port"])),
-                "server": item["server"],
-                "state": item["state"],
-                "protocol": block["protocol"],
-                "object": block["object"],
-                "first byte": block["object_first"],
-                "snd_nxt": block["snd_nxt"],
-                "rcv_nxt": block["rcv_nxt"],
-                "epoch": block["epoch"],
-            }
-        )
-    return _print(chosen, items, rows)
+        bundle = item["bundle"] or {}
+        if bundle.get("role") not in (None, "control") and bundle["id"] in known:
+            continue
+        rows.append(_row(item, bundle.get("role") or ""))
+        shown.add(item["id"])
+        for part in bundle.get("parts") or ():
+            name = f"- {part['role']} {part['transport']}"
+            if part["connection"] in known:
+                rows.append(_row(known[part["connection"]], name))
+                shown.add(part["connection"])
+            else:
+                rows.append(_row_of_part(item, part, name))
+    # One that its control connection's checkpoint does not name yet, or no more.
+    rows += [_row(item, item["bundle"]["role"]) for item in items if item["id"] not in shown]
+    return rows
+
+
+def _row(item: dict[str, Any], part: str) -> dict[str, Any]:
+    from state.configuration import Address
+
+    block = item["checkpoint"]
+    return {
+        "client": str(Address(block["destination_address"], block["destination_port"])),
+        "vip": str(Address(block["source_address"], block["source_port"])),
+        "part": part,
+        "server": item["server"],
+        "state": item["state"],
+        "protocol": block["protocol"],
+        "object": _printable(block["object"]),
+        "first byte": block["object_first"],
+        "snd_nxt": block["snd_nxt"],
+        "rcv_nxt": block["rcv_nxt"],
+        "epoch": block["epoch"],
+    }
+
+
+def _row_of_part(control: dict[str, Any], part: dict[str, Any], name: str) -> dict[str, Any]:
+    from state.configuration import Address
+
+    remote = part["remote_address"]
+    return {
+        "client": str(Address(remote, part["remote_port"])) if remote else "awaited",
+        "vip": str(Address(control["checkpoint"]["source_address"], part["local_port"])),
+        "part": name,
+        "server": control["server"],
+        "state": control["state"],
+    }
+
+
+def _printable(name: str | None) -> str | None:
+    """A name that a client chose must not speak to the terminal."""
+    return name and "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _takeovers(chosen: argparse.Namespace) -> int:

@@ -363,6 +363,8 @@ class Conductor:
             return []
         if isinstance(message, messages.Resumed):
             return self._resumed(name, message, now)
+        if isinstance(message, messages.Young):
+            return self._young_decided(name, message)
         return []
 
     def stored(self, name: str, accepted: list[tuple[str, str, bytes]]) -> list[Action]:
@@ -531,6 +533,14 @@ class Conductor:
             actions += self._announce_takeover(takeover)
         return actions
 
+    def _young_decided(self, name: str, report: messages.Young) -> list[Action]:
+        """Also when all that the takeover began with is decided."""
+        takeover = self.history.get(report.takeover)
+        if takeover is None or takeover.heir != name:
+            return []
+        takeover.found(len(report.resumed), [reason for _, reason in report.reset])
+        return self._announce_takeover(takeover)
+
     # --- backups ahead of failure ---
     def _synchronise(self) -> list[Action]:
         """Give every server that is up a backup that is up, and that backup all of the server's blocks."""
@@ -563,12 +573,14 @@ class Conductor:
         sender = next((s for s in self.servers.values() if s.port == in_port), None)
         inheriting = sender is not None and self._inherits(sender.name, now)
         record = self.collector.get(connection.id)
+        refusal, ends = _kind_of(packet)
         decision = decide(
             record,
             sender.name if sender else None,
             sender.up if sender else False,
-            refusal=_is_refusal(packet),
+            refusal=refusal,
             inheriting=inheriting,
+            ends=ends,
             young=connection in self.witness,
         )
         if decision is Decision.HOLD:
@@ -609,10 +621,12 @@ def _backup(backup: str, owner: str, blocks: list[bytes]) -> list[Action]:
     return [Send(backup, messages.Backup(owner, portion)) for portion in messages.portions(blocks)]
 
 
-def _is_refusal(frame: bytes) -> bool:
-    """Does it answer a SYN with RST (RFC 9293, 3.10.7.1)? `frame`: from the Ethernet header on."""
+def _kind_of(frame: bytes) -> tuple[bool, bool]:
+    """Does it answer a SYN with RST (RFC 9293, 3.10.7.1)? Else, did a socket say it, so that it carries ACK? `frame`:
+    from the Ethernet header on."""
     try:
         found = segment.parse(frame[_ETHERNET:])
     except SegmentMalformed:
-        return False
-    return found.flags & (segment.RST | segment.ACK) == segment.RST | segment.ACK and found.seq == 0
+        return False, False
+    refusal = found.flags & (segment.RST | segment.ACK) == segment.RST | segment.ACK and found.seq == 0
+    return refusal, not refusal and bool(found.flags & segment.ACK)

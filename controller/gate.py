@@ -8,12 +8,16 @@ There is one honest case: somebody destroyed the socket of a live agent (`ss -K`
 connection is over. So the gate *holds* a known connection's packet for a moment, and lets it go when its server says
 so.
 
-A connection that nobody knows cannot be taken over: what its server's kernel says goes on. But not at once where it
-*refuses*, answers a SYN with RST. The server's process may have died a moment ago, and a client that is refused does
-not ask again. So a refusal is held until its server proves alive by heartbeats; if it is dead, the client's SYN comes
-again and finds the backup. And while a server takes over, it is dropped: its kernel refuses also whoever connects to a
-port that a protocol is about to open again there (a bundle's passive port). The same goes for any close of a connection
-whose beginning the `witness` has seen: its heir can recreate it.
+A connection that nobody knows cannot be taken over: what its server's kernel says goes on. But not at once where the
+death of the server's process, a moment ago, may have said it: where a socket *ends* (FIN, or RST with ACK: a client
+would take the end of a data connection for the end of a file), where the kernel *refuses*, answers a SYN with RST (a
+client that is refused does not ask again), and where the `witness` saw the connection begin, so that an heir can
+recreate it. Such a packet is held until its server proves alive by heartbeats; if it is dead, what the client says next
+finds the backup. While a server takes over, its refusals are dropped, and what it says of young connections: its kernel
+does not know yet of a port that a protocol is about to open again there (a bundle's passive port).
+
+RST without ACK answers what belongs to no socket, and goes on at once: a server that connects to a client which still
+waits for a dead one clears its way by that (RFC 9293, 3.5.1; `docs/decisions/021-active-data-connections.md`).
 """
 
 from __future__ import annotations
@@ -56,17 +60,18 @@ def decide(
     *,
     refusal: bool = False,
     inheriting: bool = False,
+    ends: bool = False,
     young: bool = False,
 ) -> Decision:
     """`sender`: whose switch port the packet came in by. `refusal`: it answers a SYN. `inheriting`: the sender takes
-    another server over, or did so just now. `young`: the connection's beginning was seen, but it has no checkpoint yet:
-    an heir can recreate it."""
+    another server over, or did so just now. `ends`: a socket said it, so that it carries ACK. `young`: the connection's
+    beginning was seen, but it has no checkpoint yet."""
     if sender is None or not sender_is_up:
         return Decision.DROP
     if record is None:
-        if not (refusal or young):
-            return Decision.FORWARD
-        return Decision.DROP if inheriting else Decision.HOLD
+        if inheriting:
+            return Decision.DROP if refusal or young else Decision.FORWARD
+        return Decision.HOLD if refusal or ends or young else Decision.FORWARD
     if record.responsible == sender and record.settled:
         return Decision.HOLD
     return Decision.DROP

@@ -37,6 +37,8 @@ class _State(Collector):
             server.lag_most = 0.0
         yield from (up, count, age, delay)
         yield GaugeMetricFamily("takeover_bundles", "Bundles of connections", len(conductor.collector.bundles()))
+        young = len(conductor.witness)
+        yield GaugeMetricFamily("takeover_young_connections", "Data connections without a checkpoint yet", young)
         causes = CounterMetricFamily("takeover_takeovers", "Takeovers by cause", labels=["cause"])
         fates = CounterMetricFamily("takeover_moved_connections", "Connections by fate", labels=["fate"])
         totals: dict[str, int] = {}
@@ -71,7 +73,7 @@ class _State(Collector):
             sent.add_metric([label], number)
         yield sent
         errors = CounterMetricFamily("takeover_errors", "Errors by kind", labels=["kind"])
-        for label, number in runtime.errors.items():
+        for label, number in {**runtime.errors, "handshake": conductor.witness.malformed}.items():
             errors.add_metric([label], number)
         yield errors
 

@@ -82,6 +82,12 @@ class Takeover:
             self.phase = Phase.FAILED
             self.finished = now
 
+    def found(self, resumed: int, reset: list[str]) -> None:
+        """Data connections that no checkpoint had: so many were resumed, others reset, each with its reason."""
+        self.connections += resumed + len(reset)
+        self.resumed += resumed
+        self.reset.update(reset)
+
     def lost(self, count: int, reason: str) -> None:
         self.reset[reason] += count
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dataplane.handshake import agreed
-from dataplane.segment import SYN, Segment
+from dataplane.segment import ACK, SYN, Segment
 from state.datablock import FourTuple
 from state.errors import SegmentMalformed
 from state.messages import Handshake
@@ -44,8 +44,9 @@ class Witness:
         return connection in self._seen
 
     def saw(self, found: Segment, *, from_vip: bool, now: float) -> None:
-        """A segment with SYN, on its way from the VIP or to it."""
-        if not found.flags & SYN:
+        """A segment with SYN, on its way from the VIP or to it. Not of those that a server opens: their clients hear of
+        them when they are stored (`docs/decisions/021-active-data-connections.md`)."""
+        if not found.flags & SYN or bool(found.flags & ACK) != from_vip:
             return
         here, there = (found.source, found.source_port), (found.destination, found.destination_port)
         connection = FourTuple(*here, *there) if from_vip else FourTuple(*there, *here)

@@ -119,7 +119,7 @@ class Agent:
         self._unready = UnreadySet(self, self._registry)
         self._proving = Proving(self.interface, self._listening)
         self._guard = StallGuard(self._proving)
-        self._young = YoungConnections(self._proving, self.interface, self.has)
+        self._young = YoungConnections(self._proving, self.interface, self.has, self._young_decided)
         self.passive = PassivePorts(self._young.awaited)
         self._link = ControllerLink(self._configuration.agents, self)
         orphans.destroy(self._services())
@@ -413,8 +413,12 @@ class Agent:
         unready = self._unready.take(order.owner)
         takeover = Takeover(order.takeover, self, self, self._proving, unready, patience, self._unready.sockets)
         self._takeovers[order.takeover] = takeover
-        self._young.expect(order.handshakes, patience)
+        self._young.expect(order.takeover, order.handshakes, patience)
         takeover.begin()
+
+    def _young_decided(self, takeover: int, connection: FourTuple, reason: str | None) -> None:
+        resumed, reset = ([connection.id], []) if reason is None else ([], [(connection.id, reason)])
+        self._link.send(messages.Young(takeover, resumed, reset))
 
     def has(self, connection: FourTuple) -> bool:
         return connection in self._connections

@@ -15,7 +15,7 @@ forgotten it. The others do not wait for it.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from dataplane.judge import Doubt, Proof
@@ -76,9 +76,13 @@ class Group:
         return [(key, self.proofs[key]) for key in self.roles if key in self.proofs]
 
 
-def groups(candidates: Iterable[Candidate]) -> tuple[dict[Key, Group], list[Key]]:
+def groups(candidates: Iterable[Candidate], alone: Container[str] = ()) -> tuple[dict[Key, Group], list[Key]]:
     """The bundles by their connections' keys, and the connections that had ended. A bundle that has no other TCP
-    connection than its control connection is none."""
+    connection than its control connection is none.
+
+    `alone`: ids of connections that are here and say nothing of a bundle. A control connection is one when its last
+    part is over.
+    """
     found: dict[Key, Group] = {}
     over: list[Key] = []
     controls: dict[str, Candidate] = {}
@@ -99,7 +103,10 @@ def groups(candidates: Iterable[Candidate]) -> tuple[dict[Key, Group], list[Key]
         if listed:
             _gather(group, here, found)
             found[control.key] = group
-    for here in parts.values():
+    for name, here in parts.items():
+        if name in alone:
+            over += [part.key for part in here]
+            continue
         _gather(Group(None, doom=PART_MISSING), here, found)
     return found, over
 

@@ -20,7 +20,7 @@ from dataplane.all_or_none import CONTROL_OVER, Candidate, Group, groups
 from dataplane.connection import Host, LiveConnection
 from dataplane.event_loop import Paced
 from dataplane.judge import Doubt, Proof
-from dataplane.objects import key_of
+from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, key_of
 from dataplane.prepared_sockets import PreparedSockets
 from dataplane.prover import Key, Patience, Verdict
 from dataplane.prover import key_of as prover_key
@@ -36,8 +36,6 @@ from state.messages import LIMIT_COMPARISONS, Comparison
 from state.sections import ObjectRef, TcpSection
 
 RESUMED = "resumed"
-OBJECT_DIFFERS = "object differs at the backup"
-OBJECT_MISSING = "object missing at the backup"
 CLIENT_GONE = "client gone"
 CANNOT_PROBE = "backup cannot probe"
 CLIENT_SILENT = "client silent"
@@ -135,11 +133,13 @@ class Takeover:
     def begin(self) -> None:
         """The fence stands: probe every connection, in portions: the queues of switches and of clients are short."""
         self._began = time.perf_counter()
-        groups_, over = groups(
+        candidates = [
             Candidate(prover_key(entry.expected), entry.header.connection, entry.bundle, entry.stream)
             for entry in self._unready
             if entry.bundle is not None and not self._adopter.has(entry.header.connection)
-        )
+        ]
+        alone = {entry.header.connection.id for entry in self._unready if entry.bundle is None} if candidates else set()
+        groups_, over = groups(candidates, alone)
         self._groups, self._over = groups_, set(over)
         # The more was planned, the likelier a client waits for some of it.
         self._unready.sort(key=lambda entry: entry.expected.acked - entry.expected.end)

@@ -117,7 +117,7 @@ class LiveBundle:
         self._check_client(remote)
 
         def connected(sock: socket.socket, peer: tuple[str, int]) -> None:
-            self._join(role, sock, peer, application)
+            self._join(role, sock, peer, application, functools.partial(repair.finish_handshake, sock))
 
         told = functools.partial(self._control.carry_out, failed)
         interface = self._host.interface
@@ -170,8 +170,15 @@ class LiveBundle:
         else:
             self._join(role, sock, peer, application)
 
-    def _join(self, role: str, sock: socket.socket, peer: tuple[str, int], application: Application) -> None:
-        """A new data connection is there."""
+    def _join(
+        self,
+        role: str,
+        sock: socket.socket,
+        peer: tuple[str, int],
+        application: Application,
+        when_stored: Callable[[], None] | None = None,
+    ) -> None:
+        """A new data connection is there. `when_stored`: what is to be done once the shared state has it."""
         try:
             snapshot = repair.read(sock)
         except RepairError as error:
@@ -191,6 +198,8 @@ class LiveBundle:
             protected=self._control.protected,
             bundle=self,
         )
+        if when_stored is not None:
+            connection.when_stored(when_stored)
         self.adopt(connection, role)
         self._host.opened(connection)
         connection.start()

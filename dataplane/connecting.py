@@ -1,4 +1,9 @@
-"""A data connection that a server opens towards its client (active FTP), from the VIP."""
+"""A data connection that a server opens towards its client (active FTP), from the VIP.
+
+The kernel keeps the last segment of the handshake back (`repair.hold_handshake`): the client's program sees no
+connection before its checkpoint is stored. A server that dies sooner leaves its client in SYN-RECEIVED, and whoever
+connects there again comes to the same accept (`docs/decisions/021-active-data-connections.md`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from dataplane import repair
 from dataplane.socket_address import family, socket_address
 from state.errors import LocalError
 
@@ -44,6 +50,7 @@ class Connecting:
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            repair.hold_handshake(self._sock)
             self._sock.bind((vip, local_port))
             with contextlib.suppress(BlockingIOError):
                 self._sock.connect(socket_address(packed, remote[1], interface))

@@ -30,7 +30,6 @@ from state.errors import CheckpointRefused
 from state.messages import CLOSE_MARK
 from state.sections import LIMIT_EXTENTS, ObjectRef
 
-_READ_BYTES = 64 * 1024
 _SENDFILE_BYTES = 512 * 1024
 """At most so much per turn of the loop: about half a millisecond."""
 _GENERATED_BYTES = 64 * 1024
@@ -139,6 +138,7 @@ class LiveConnection:
         self._timers: list[asyncio.TimerHandle] = []
         self._input_expected: tuple[int, Callable[[bool], None]] | None = None
         self._when_sending: Callable[[], None] | None = None
+        self._when_stored: Callable[[], None] | None = None
         self._send_until: int | None = None
 
     # --- life ---
@@ -182,11 +182,17 @@ class LiveConnection:
         """Call it once, when bytes are next handed to the kernel."""
         self._when_sending = call
 
+    def when_stored(self, call: Callable[[], None]) -> None:
+        """Call it once, when the next checkpoint is stored and what it allows to be sent was handed to the kernel."""
+        self._when_stored = call
+
     def _tell_input(self) -> None:
         if self._input_expected is not None:
             expected, told = self._input_expected
             if self._over or self.stream.rcv_nxt_offset >= expected:
                 self._input_expected = None
+                if self._held and not self._over:
+                    self._loop.remove_reader(self._fd)
                 told(not self._over)
 
     def carry_out(self, call: Callable[..., None], *arguments: object) -> None:
@@ -340,7 +346,7 @@ class LiveConnection:
             self._bundle.left(self, silently=silently)
         self._host.ended(self)
         self._tell_input()
-        self._when_sending = None  # it refers to this connection
+        self._when_sending = self._when_stored = None  # they refer to this connection
 
     def _end(self) -> None:
         """Close the socket; the kernel has nothing unmarked to say."""
@@ -356,7 +362,7 @@ class LiveConnection:
     # --- input ---
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(_READ_BYTES)
+            data = self._sock.recv(self.application.read_bytes)
         except BlockingIOError:
             return
         except OSError:
@@ -452,13 +458,14 @@ class LiveConnection:
         if self._held == held:
             return
         self._held = held
-        if held:
-            self._loop.remove_reader(self._fd)
-        else:
+        if not held:
             self._listen_for_input()
+        elif self._input_expected is None:
+            self._loop.remove_reader(self._fd)
 
     def _listen_for_input(self) -> None:
-        if not (self._held or self._over or self.stream.input_ended):
+        held = self._held and self._input_expected is None  # what is missing is waited for in any case
+        if not (held or self._over or self.stream.input_ended):
             self._loop.add_reader(self._fd, self._readable)
 
     def changed(self) -> None:
@@ -514,9 +521,13 @@ class LiveConnection:
         return False
 
     def _look_for_room(self) -> None:
-        """No event tells when the client has acknowledged something."""
+        """No event tells when the client has acknowledged something. A stream that is paced (`release`) is planned
+        long before it is sent: that it is not finished must not keep what else is to be said from being planned.
+        Nor does one tell that a client is gone whose input is held."""
         self._room = None
-        if self.stream.finished and self.has_room():
+        if repair.is_closed(self._sock):
+            self._end()
+        elif self.has_room():
             self._tell(self.application.drained)
 
     def _digest_known(self, opened: OpenObject | GeneratedObject, old: ObjectRef, new: ObjectRef) -> None:
@@ -613,6 +624,9 @@ class LiveConnection:
         self._closing_stored |= closing
         if not self._writing:
             self._pump()
+        if self._when_stored is not None:
+            call, self._when_stored = self._when_stored, None
+            call()
 
     # --- output: towards the kernel ---
     def _pump(self) -> None:

@@ -62,12 +62,10 @@ def _options(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def agreed(ours: Segment, theirs: Segment) -> Handshake | None:
-    """Of the VIP's segment and the client's, one a SYN and the other its SYN-ACK, whoever opened the connection. None
-    when they do not belong together. Raises `SegmentMalformed`."""
-    opening, answer = (theirs, ours) if ours.flags & ACK else (ours, theirs)
-    if not (opening.flags & (SYN | ACK) == SYN and answer.flags & (SYN | ACK) == SYN | ACK):
+    """Of a client's SYN and the VIP's SYN-ACK. None when they do not belong together. Raises `SegmentMalformed`."""
+    if not (theirs.flags & (SYN | ACK) == SYN and ours.flags & (SYN | ACK) == SYN | ACK):
         return None
-    if answer.ack != opening.seq + 1:
+    if ours.ack != theirs.seq + 1:
         return None
     here, there = offer(ours), offer(theirs)
     scaling = here.window_scale is not None and there.window_scale is not None

@@ -16,9 +16,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from dataplane.names import bytes_of
 from state.errors import LocalError
 from state.sections import LIMIT_PARAMETERS, ObjectRef
 
+OBJECT_DIFFERS = "object differs at the backup"
+OBJECT_MISSING = "object missing at the backup"
+"""Why a connection is reset at a backup."""
 _DIGEST_CHUNK = 1 << 20
 
 _Version = tuple[int, int, int, int, int]
@@ -76,7 +80,7 @@ class GeneratedObject(ABC):
 
 
 class DocumentRoot:
-    """Opens objects by identifier (an absolute path below the root, as in a URL's path)."""
+    """Opens objects by identifier: an absolute path below the root, as text of any bytes (`names.text_of`)."""
 
     def __init__(self, root: str) -> None:
         self.root = os.path.realpath(root)
@@ -95,7 +99,10 @@ class DocumentRoot:
             raise ObjectMissing("no file has such a name")
         if identifier.endswith("/"):
             raise ObjectMissing(f"{identifier} names a folder")
-        path = os.path.realpath(self.root + os.path.normpath("/" + identifier))
+        try:
+            path = os.path.realpath(self.root + os.path.normpath("/" + os.fsdecode(bytes_of(identifier))))
+        except ValueError:
+            raise ObjectMissing("no file has such a name") from None
         if not path.startswith(self.root + "/"):
             raise ObjectMissing(f"{identifier} is outside the document root")
         try:

@@ -20,6 +20,7 @@ the object, which the caller has.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import socket
 import struct
@@ -197,6 +198,19 @@ def abandon(connection: socket.socket) -> None:
         if connection.fileno() < 0:
             raise RepairError(f"abandoning a connection: {error}") from None
     connection.close()
+
+
+def hold_handshake(connecting: socket.socket) -> None:
+    """Before `connect`: keep the ACK of the peer's SYN-ACK back until data goes with it, `finish_handshake` is called,
+    or 0.2 s are over. The peer stays in SYN-RECEIVED, and its program sees no connection, while this end is ESTABLISHED
+    (net/ipv4/tcp_input.c, `tcp_rcv_synsent_state_process`: in ping-pong mode it saves one ACK, for TCP_DELACK_MAX)."""
+    connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+
+
+def finish_handshake(connection: socket.socket) -> None:
+    """Send the ACK that `hold_handshake` kept back, if it is still due."""
+    with contextlib.suppress(OSError):  # the connection is over
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def unacknowledged(connection: socket.socket) -> int:

@@ -201,7 +201,7 @@ class Stream(Protocol):
     def has_room(self) -> bool:
         """May more be planned now, or is so much unacknowledged that a checkpoint could outgrow its limits?
 
-        When it says no, `drained` is called once there is room.
+        When it says no, `drained` is called once there is room, whether all that is planned was sent or not.
         """
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
@@ -261,6 +261,8 @@ class Application(ABC):
 
     name: ClassVar[str]
     """Application protocol as it stands in checkpoints, for example `http/1.1`: at most 64 characters."""
+    read_bytes: ClassVar[int] = 64 * 1024
+    """`received` is given at most so much at a time: what a protocol must keep when it has no room (`hold_input`)."""
 
     @abstractmethod
     def opened(self, stream: Stream) -> None:

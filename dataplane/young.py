@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dataplane import repair
-from dataplane.judge import Doubt, Expectation
+from dataplane.backup import CANNOT_PROBE, INPUT_LOST, NO_PROOF, NOT_RECREATED
+from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.passive_ports import Listening
 from dataplane.prover import Patience, Verdict
 from dataplane.proving import Proving
@@ -23,6 +24,7 @@ from state.datablock import FourTuple
 from state.errors import RepairError
 from state.messages import Handshake
 
+NOT_AWAITED = "nobody awaits this data connection any more"
 CLAIM_SECONDS = 2.0
 """Who is not awaited by then belongs to a control connection that was not resumed."""
 
@@ -36,23 +38,36 @@ _Place = tuple[str, int, str]
 class _Young:
     handshake: Handshake
     patience: Patience
+    takeover: int
+
+    @property
+    def connection(self) -> FourTuple:
+        return self.handshake.connection
 
 
 class YoungConnections:
     """Of one agent."""
 
-    def __init__(self, proving: Proving, interface: int, has: Callable[[FourTuple], bool]) -> None:
-        """`interface`: index of the one towards the clients, see `socket_address`. `has`: lives it here already?"""
+    def __init__(
+        self,
+        proving: Proving,
+        interface: int,
+        has: Callable[[FourTuple], bool],
+        told: Callable[[int, FourTuple, str | None], None],
+    ) -> None:
+        """`interface`: index of the one towards the clients, see `socket_address`. `has`: lives it here already? `told`
+        is called with a takeover's number, a connection, and why it was reset; None: it was resumed."""
         self._proving = proving
         self._has = has
+        self._told = told
         self._interface = interface
         self._loop = asyncio.get_running_loop()
         self._unclaimed: dict[_Place, list[_Young]] = {}
 
-    def expect(self, handshakes: Iterable[Handshake], patience: Patience) -> None:
+    def expect(self, takeover: int, handshakes: Iterable[Handshake], patience: Patience) -> None:
         """These were seen; nothing is sent to them before they are awaited."""
         for handshake in handshakes:
-            young = _Young(handshake, patience)
+            young = _Young(handshake, patience, takeover)
             place = _place(handshake)
             self._unclaimed.setdefault(place, []).append(young)
             self._loop.call_later(CLAIM_SECONDS, self._unwanted, place, young)
@@ -60,33 +75,39 @@ class YoungConnections:
     def awaited(self, listening: Listening) -> None:
         """A client is awaited at a port."""
         for young in self._unclaimed.pop((listening.vip, listening.local_port, listening.client), ()):
-            decided = functools.partial(self._decided, listening, young.handshake)
+            decided = functools.partial(self._decided, listening, young)
             try:
                 self._proving.prove(expectation(young.handshake), young.patience, decided)
             except OSError as error:
-                _log.warning("%s cannot be proven: %s", young.handshake.connection.id, error)
+                _log.warning("%s cannot be proven: %s", young.connection.id, error)
+                self._reset(young, None, CANNOT_PROBE)
 
-    def _decided(self, listening: Listening, handshake: Handshake, verdict: Verdict) -> None:
-        expected = expectation(handshake)
-        if isinstance(verdict.outcome, Doubt):
-            if verdict.outcome is Doubt.UNPROVEN:
-                self._proving.dismiss(expected, verdict.claimed)
-            return  # else it is gone, or its client had not heard of the server yet, and begins again
+    def _decided(self, listening: Listening, young: _Young, verdict: Verdict) -> None:
         proof = verdict.outcome
-        if self._has(handshake.connection):
+        if isinstance(proof, Doubt):
+            if proof is Doubt.UNPROVEN:
+                self._reset(young, verdict.claimed, NO_PROOF)
+            return  # else it is gone, or its client had not heard of the server yet, and begins again
+        if self._has(young.connection):
             return  # its client's SYN had come again
-        if not listening.open or proof.input_missing:  # what it sent, the dead server may have acknowledged
-            self._proving.dismiss(expected, proof)
-            return
+        if not listening.open:
+            self._reset(young, proof, NOT_AWAITED)
+        elif proof.input_missing:  # the dead server may have acknowledged it
+            self._reset(young, proof, INPUT_LOST)
+        else:
+            self._accept(listening, young, proof)
+
+    def _accept(self, listening: Listening, young: _Young, proof: Proof) -> None:
+        handshake = young.handshake
+        rcv_nxt = expectation(handshake).rcv_nxt
         try:
-            sock = repair.recreate(
-                handshake.connection, handshake.tcp, proof, expected.rcv_nxt, interface=self._interface
-            )
+            sock = repair.recreate(young.connection, handshake.tcp, proof, rcv_nxt, self._interface)
         except RepairError as error:
             _log.warning("%s", error)
-            self._proving.dismiss(expected, proof)
+            self._reset(young, proof, NOT_RECREATED)
             return
-        listening.accepted(sock, (listening.client, handshake.connection.destination_port))
+        self._told(young.takeover, young.connection, None)
+        listening.accepted(sock, (listening.client, young.connection.destination_port))
 
     def _unwanted(self, place: _Place, young: _Young) -> None:
         """Its client is told, so that it does not wait for ever."""
@@ -95,8 +116,12 @@ class YoungConnections:
             waiting.remove(young)
             if not waiting:
                 del self._unclaimed[place]
-            if not self._has(young.handshake.connection):
-                self._proving.dismiss(expectation(young.handshake), None)
+            if not self._has(young.connection):
+                self._reset(young, None, NOT_AWAITED)
+
+    def _reset(self, young: _Young, standing: Proof | None, reason: str) -> None:
+        self._proving.dismiss(expectation(young.handshake), standing)
+        self._told(young.takeover, young.connection, reason)
 
     def clear(self) -> None:
         """This server was fenced."""

@@ -131,6 +131,15 @@ class Resumed(Message):
     comparisons: Annotated[list[Comparison], Meta(max_length=LIMIT_COMPARISONS)] = []
 
 
+class Young(Message):
+    """What became of handshakes of a `Resume`; `reset` are (connection, reason). Those that their clients know nothing
+    of are not named."""
+
+    takeover: UInt63
+    resumed: list[ConnectionId]
+    reset: list[tuple[ConnectionId, Text]]
+
+
 # --- from the controller ---
 class Welcome(Message):
     epoch: UInt63
@@ -193,7 +202,7 @@ class Resume(Message):
     handshakes: Annotated[list[Handshake], Meta(max_length=LIMIT_HANDSHAKES)] = []
 
 
-FromAgent = Hello | Store | Closed | Heartbeat | Died | Prepared | Resumed
+FromAgent = Hello | Store | Closed | Heartbeat | Died | Prepared | Resumed | Young
 FromController = Welcome | Refused | Stored | Backup | Forget | Synchronised | Resume
 
 _encoder = msgspec.msgpack.Encoder()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from dataplane import names
+
 LIMIT_LINE = 4352
 """Bytes of a command: a path of 4,096 and some."""
 LIMIT_PENDING = 4 * LIMIT_LINE
@@ -21,7 +23,8 @@ _ALIASES = {"XCWD": "CWD", "XCUP": "CDUP", "XPWD": "PWD"}
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`verb` in capitals, without the X of RFC 775; `argument` is empty when there is none."""
+    """`verb` in capitals, without the X of RFC 775; `argument` is empty when there is none, and may be of any bytes
+    (`names`)."""
 
     verb: str
     argument: str = ""
@@ -79,14 +82,10 @@ def read_line(line: bytes) -> Command | Malformed:
     verb, _, argument = _plain(line).partition(b" ")
     if not _VERB.match(verb):
         return Malformed(500, "This is no command.")
-    try:
-        text = argument.decode("utf-8")
-    except UnicodeDecodeError:
-        return Malformed(501, "Arguments are UTF-8 (RFC 2640).")
-    if any(character < " " or character == "\x7f" for character in text):
-        return Malformed(501, "The argument has control characters.")
+    if b"\r" in argument or b"\0" in argument:
+        return Malformed(501, "The argument has a CR or a NUL.")
     name = verb.decode("ascii").upper()
-    return Command(_ALIASES.get(name, name), text)
+    return Command(_ALIASES.get(name, name), names.text_of(argument))
 
 
 def redacted(pending: bytes) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from dataplane.ftp import paths
 from dataplane.ftp.tree import Entry
+from dataplane.names import bytes_of
 
 FACTS = ("type", "size", "modify", "perm")
 _HALF_A_YEAR = 182 * 86_400
@@ -78,7 +79,7 @@ def chunk(
         entry = find(paths.child(folder, name))
         if entry is None:
             continue
-        text.append(f"{line(verb, entry, wanted, now)}\r\n".encode())
+        text.append(bytes_of(line(verb, entry, wanted, now)) + b"\r\n")
         size += len(text[-1])
         if size >= least:
             return b"".join(text), name

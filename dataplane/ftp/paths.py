@@ -1,11 +1,15 @@
 """Paths as clients write them: absolute below the document root, with `/` between names. Pure.
 
-A path never leads out of the root, because `..` of the root is the root; where symbolic links lead, `tree` looks.
+A path is text of any bytes (`names`). It never leads out of the root, because `..` of the root is the root; where
+symbolic links lead, `tree` looks.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
+
+from dataplane.names import bytes_of
 
 LIMIT_PATH = 4096
 
@@ -14,6 +18,11 @@ def resolve(folder: str, argument: str) -> str | None:
     """The path that `argument` means in `folder`, absolute and without `.` and `..`; None when it cannot be one."""
     path = "/" + posixpath.normpath("/" + posixpath.join(folder, argument)).lstrip("/")
     return path if len(path.encode("utf-8", "replace")) <= LIMIT_PATH and "\0" not in path else None
+
+
+def of_file_system(path: str) -> str:
+    """As Python's file functions take it."""
+    return os.fsdecode(bytes_of(path))
 
 
 def parent(path: str) -> tuple[str, str]:

@@ -380,7 +380,7 @@ class FtpApplication(Application):
             raise ObjectMissing(f"{transfer.path} is outside the document root")
         new = transfer.verb == "STOR" and transfer.offset == 0
         offset, exactly = None if new else transfer.offset, transfer.verb == "APPE"
-        return Upload(f"{real}/{name}", offset, data.stored, data.room, exactly=exactly)
+        return Upload(f"{real}/{paths.of_file_system(name)}", offset, data.stored, data.room, exactly=exactly)
 
     def transfer_ended(self, data: FtpData, answer: bytes) -> None:
         if self._data is not data or self._stream is None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dataplane.names import bytes_of
+
+_NOT_IN_A_LINE = str.maketrans("\r\n\0", "???")
+
 
 def reply(code: int, sentence: str) -> bytes:
-    """One line. Control characters of a path do not get into it."""
-    return f"{code} {_clean(sentence)}\r\n".encode("utf-8", "replace")
+    """One line, whatever a path has in it."""
+    return _encoded([f"{code} {sentence}"])
 
 
 def lines(code: int, first: str, between: Iterable[str], last: str) -> bytes:
     """Several lines: those between begin with a space, so that none looks like the last."""
-    text = [f"{code}-{_clean(first)}", *(f" {_clean(line)}" for line in between), f"{code} {_clean(last)}"]
-    return ("\r\n".join(text) + "\r\n").encode("utf-8", "replace")
+    return _encoded([f"{code}-{first}", *(f" {line}" for line in between), f"{code} {last}"])
 
 
-def _clean(text: str) -> str:
-    return "".join(character if character >= " " and character != "\x7f" else "?" for character in text)
+def _encoded(text: Iterable[str]) -> bytes:
+    """Lines as the control connection has them, which is Telnet's (section 3.1): IAC is said twice."""
+    return b"".join(bytes_of(line.translate(_NOT_IN_A_LINE)).replace(b"\xff", b"\xff\xff") + b"\r\n" for line in text)

@@ -16,6 +16,7 @@ from dataplane.ftp.address import AddressRefused
 from dataplane.ftp.command import Command
 from dataplane.ftp.reply import lines, reply
 from dataplane.ftp.tree import Entry
+from dataplane.names import bytes_of, text_of
 from state.datablock import UInt63
 
 LIMIT_FAILURES = 3
@@ -177,7 +178,8 @@ def _pass(command: Command, session: Session, facts: Facts) -> Decision:
         return Decision(session, reply(503, "Say USER first."))
     if session.user.lower() in ANONYMOUS:
         return logged_in(session, True)
-    return Decision(session, action=Login(session.user, command.argument))
+    password = bytes_of(command.argument).decode("utf-8", "surrogateescape")
+    return Decision(session, action=Login(session.user, password))
 
 
 def logged_in(session: Session, proven: bool) -> Decision:
@@ -344,7 +346,7 @@ def _store(command: Command, session: Session, facts: Facts) -> Decision:
     if not command.argument or command.argument.endswith("/"):
         return Decision(session, reply(501, f"{command.verb} PATH"))
     path = paths.resolve(session.folder, command.argument)
-    if path is None or len(paths.parent(path)[1].encode()) > 255:
+    if path is None or len(bytes_of(paths.parent(path)[1])) > 255:
         return Decision(session, reply(553, "No file can have this name."))
     if not facts.may_write(session.user, path):
         return Decision(session, reply(550, "You may not write there."))
@@ -423,8 +425,9 @@ def _stat(command: Command, session: Session, facts: Facts) -> Decision:
         now=facts.now,
         least=LIMIT_STAT_BYTES,
     )
+    found_lines = [text_of(one) for one in text.split(b"\r\n")[:-1]]
     end = "End" if last is None and len(names) <= LIMIT_STAT_NAMES else "Not all: use LIST."
-    return Decision(session, lines(213, f"Status of {found.path}", text.decode().splitlines(), end))
+    return Decision(session, lines(213, f"Status of {found.path}", found_lines, end))
 
 
 def status(session: Session, facts: Facts, transfer: str) -> bytes:

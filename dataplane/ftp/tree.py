@@ -8,6 +8,10 @@ import stat
 from dataclasses import dataclass
 
 from dataplane.ftp import paths
+from dataplane.names import text_of
+
+_NOT_IN_A_LINE = frozenset(b"\r\n")
+"""Names with these can be neither listed nor asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +34,10 @@ class Tree:
         self._root = root
 
     def real(self, path: str) -> str | None:
-        """Where the path leads; None when that is outside the root. It need not exist."""
+        """Where the path leads, as Python's file functions take it; None when that is outside the root. It need not
+        exist."""
         try:
-            found = os.path.realpath(self._root + path)
+            found = os.path.realpath(self._root + paths.of_file_system(path))
         except (OSError, ValueError):
             return None
         return found if paths.below(found, self._root) else None
@@ -59,16 +64,7 @@ class Tree:
             return []
         try:
             with os.scandir(real) as found:
-                return sorted(entry.name for entry in itertools.islice(found, limit) if _can_be_said(entry.name))
+                inside = (os.fsencode(entry.name) for entry in itertools.islice(found, limit))
+                return sorted(text_of(name) for name in inside if not _NOT_IN_A_LINE.intersection(name))
         except OSError:
             return []
-
-
-def _can_be_said(name: str) -> bool:
-    if any(character < " " or character == "\x7f" for character in name):
-        return False
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # not UTF-8 on the disk
-        return False
-    return True

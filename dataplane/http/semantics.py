@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from dataplane.http.conditions import Fields, Validators, evaluate, range_applies
 from dataplane.http.ranges import Span, content_range, multipart, spans_of
+from dataplane.names import text_of
 
 ALLOWED = b"GET, HEAD, OPTIONS"
 _KNOWN = frozenset((b"POST", b"PUT", b"PATCH", b"DELETE", b"CONNECT", b"TRACE"))
@@ -65,10 +66,7 @@ def path_of(target: bytes) -> str | None:
         path = b"/"
     if not path.startswith(b"/") or _BROKEN_ESCAPE.search(path):
         return None
-    try:
-        text = unquote_to_bytes(path).decode("utf-8")
-    except ValueError:
-        return None
+    text = text_of(unquote_to_bytes(path))
     segments = text.split("/")
     if "\0" in text or ".." in segments:
         return None

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from dataplane.names import text_of
 from dataplane.rtp.packet import CLOCK_RATE
 from dataplane.rtsp.message import RtspError
 
@@ -36,7 +37,7 @@ def target(url: str) -> Target:
         path = parts.path.rstrip("/")
         track = path.endswith("/" + TRACK)
         path = path.removesuffix("/" + TRACK)
-        identifier = unquote_to_bytes(path).decode("utf-8")
+        identifier = text_of(unquote_to_bytes(path))
     except ValueError:
         raise RtspError(400, "the URL cannot be understood") from None
     if parts.scheme not in ("rtsp", "") or not identifier.startswith("/"):

@@ -127,9 +127,9 @@ class LiveSession:
         plan = Plan(self.media, self.session.playing, cname)
         self._send(stream, plan, plan.due(self.clock.ticks))
 
-    def resume_inside(self, stream: Stream, made: InterleavedObject, base: int) -> None:
+    def resume_inside(self, stream: Stream, made: InterleavedObject, base: int, rest: int) -> None:
         """Go on with what an earlier owner had planned inside the connection."""
-        self.sender = InterleavedSender(stream, made, self.clock, base, self.finish)
+        self.sender = InterleavedSender(stream, made, self.clock, base, self.finish, rest)
         self.sender.tick()
 
     def _send(self, stream: Stream, plan: Plan, sent: int) -> None:

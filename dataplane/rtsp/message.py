@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from state.errors import PeerError
 
 LIMIT_HEAD = 16 * 1024
-LIMIT_BODY = 16 * 1024
+LIMIT_BODY = 4 * 1024
 LIMIT_HEADERS = 64
 LIMIT_FRAME = 16 * 1024
 """Receiver reports are far smaller; what is pending must fit into a checkpoint."""
+LIMIT_URL = 2 * 1024
+"""Bytes. Sessions keep theirs, in checkpoints too."""
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _VERSION = re.compile(r"RTSP/([0-9]{1,4})\.([0-9]{1,4})\Z")
@@ -35,6 +37,7 @@ REASONS = {
     405: "Method Not Allowed",
     406: "Not Acceptable",
     413: "Request Entity Too Large",
+    414: "Request-URI Too Long",
     415: "Unsupported Media Type",
     451: "Parameter Not Understood",
     453: "Not Enough Bandwidth",
@@ -141,6 +144,8 @@ class Reader:
         found = _END.search(self.pending, 0, LIMIT_HEAD)
         if found is None:
             if len(self.pending) >= LIMIT_HEAD:
+                if b"\n" not in self.pending[:LIMIT_HEAD]:
+                    raise RtspMalformed(414, f"a URL has at most {LIMIT_URL} bytes")
                 raise RtspMalformed(413, f"a request's head has at most {LIMIT_HEAD} bytes")
             return None
         try:

@@ -21,7 +21,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
+from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, DocumentRoot, ObjectMissing, OpenObject
 from dataplane.rtp.media import Media, MediaRefused
 from dataplane.rtsp import session as session_
 from dataplane.rtsp.live import LiveSession
@@ -37,8 +37,12 @@ from state.sections import ObjectRef
 NAME = "rtsp/1.0"
 LIMIT_SESSIONS = 8
 """Of one connection."""
-LIMIT_PENDING = 40 * 1024
-"""Input without a response, which is part of checkpoints."""
+LIMIT_URLS = 12 * 1024
+"""Characters of all their URLs and names, when there may be one more: they are part of checkpoints."""
+LIMIT_PENDING = 24 * 1024
+"""Input without a response, which is part of checkpoints: a whole request, and what is read at once."""
+_HOLD_PENDING = 4 * 1024
+"""With so much of it, no more is read until there is room for responses, or the file's table is there."""
 REFRESH_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -50,10 +54,13 @@ class RtspSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     sessions: Annotated[list[Session], Meta(max_length=LIMIT_SESSIONS)]
     base: UInt63 = 0
     """Where byte 0 of what is sent inside the connection would stand in the stream (`sending.InterleavedSender`)."""
+    rest: UInt63 = 0
+    """And before which of its bytes the last response stands."""
 
 
 class RtspApplication(Application):
     name = NAME
+    read_bytes = 4 * 1024
 
     def __init__(self, root: DocumentRoot) -> None:
         self._root = root
@@ -66,10 +73,13 @@ class RtspApplication(Application):
         self._working = False
         self._unusable = ""
         """Why nothing can be made of a checkpoint here."""
+        self._missing = False
+        """It is that a file is not there."""
         self._to_start: list[LiveSession] = []
         """Over UDP, once the response is out: before that, no checkpoint knows of them."""
         self._heard = time.monotonic()
-        self._taken_ns = self._received_ns = self._base = 0
+        self._input_ended = False
+        self._taken_ns = self._received_ns = self._base = self._rest = 0
         self._generated: list[InterleavedObject] = []
         """Of a checkpoint, until they are in use."""
 
@@ -79,10 +89,16 @@ class RtspApplication(Application):
         stream.call_later(REFRESH_SECONDS, self._every_second)
 
     def input_ended(self) -> None:
-        self._close()
+        self._input_ended = True
+        self._work()
 
     def drained(self) -> None:
-        """Responses are out."""
+        """Responses are out, or there is room for more."""
+        if self._stream is not None and not self._stream.unsent:
+            self._start_waiting()
+        self._work()
+
+    def _start_waiting(self) -> None:
         starting, self._to_start = self._to_start, []
         for live in starting:
             waits = self._live.get(live.session.id) is live and live.session.active and live.sender is None
@@ -103,6 +119,7 @@ class RtspApplication(Application):
             return
         self._end_sessions(list(self._live))
         self._stream = None
+        stream.hold_input(False)
         stream.close()
 
     def _end_sessions(self, names: list[str]) -> None:
@@ -131,12 +148,16 @@ class RtspApplication(Application):
             return
         self._reader.feed(data)
         self._work()
-        pending = len(self._unanswered) + len(self._reader.pending)
-        if self._stream is not None and pending > LIMIT_PENDING:
+        if self._stream is not None and self._pending > LIMIT_PENDING:  # of an earlier owner, which was handed over
             self._refuse(RtspMalformed(413, "too many requests ahead"))
 
+    @property
+    def _pending(self) -> int:
+        return len(self._unanswered) + len(self._reader.pending)
+
     def _work(self) -> None:
-        """Answer every request that is complete."""
+        """Answer every request that is complete, as far as there is room for responses. What comes meanwhile waits at
+        the client."""
         if self._working:
             return
         self._working = True
@@ -144,9 +165,20 @@ class RtspApplication(Application):
             self._answer_all()
         finally:
             self._working = False
+        if self._stream is None:
+            return
+        waits = self._waits(self._stream)
+        if self._input_ended and not waits:
+            self._close()
+        else:
+            self._stream.hold_input(waits and self._pending >= _HOLD_PENDING)
+
+    def _waits(self, stream: Stream) -> bool:
+        """For a table, for room, or until it is known again where responses have their place inside the stream."""
+        return bool(self._unanswered or self._generated) or not stream.has_room()
 
     def _answer_all(self) -> None:
-        while self._stream is not None and not self._unanswered:
+        while self._stream is not None and not self._waits(self._stream):
             before = self._reader.pending
             try:
                 message = self._reader.next()
@@ -252,6 +284,8 @@ class RtspApplication(Application):
         """Over UDP, a client gets its first packet after the response, unless that has to wait for others' packets."""
         assert self._stream is not None
         live.clock, kind = MediaClock(), live.session.way.kind
+        if kind == "interleaved":
+            self._start_waiting()  # from now on there is always something planned
         others = any(other.interleaved is not None for other in self._live.values())
         joins = kind == "multicast" and live.opened.version in self._station.on_air
         if kind == "interleaved" or others or joins:
@@ -286,9 +320,13 @@ class RtspApplication(Application):
                 group=group,
                 group_ports=(port, port + 1) if port is not None else (0, 0),
                 interleaved=not taken,
-                another=len(self._live) < LIMIT_SESSIONS,
+                another=len(self._live) < LIMIT_SESSIONS and self._length_of_urls() <= LIMIT_URLS,
             ),
         )
+
+    def _length_of_urls(self) -> int:
+        sessions = [live.session for live in self._live.values()]
+        return sum(len(one.url.encode()) + len(one.object.identifier.encode()) for one in sessions)
 
     def _server_port(self) -> int | None:
         """The first even port of the service whose successor is the service's too (RFC 3550 section 11)."""
@@ -301,7 +339,12 @@ class RtspApplication(Application):
 
     # --- what a backup must know, and the backup ---
     def checkpoint(self, block: DataBlock) -> None:
-        inside = [live.interleaved.base for live in self._live.values() if live.interleaved is not None]
+        inside = [
+            place
+            for live in self._live.values()
+            if live.interleaved is not None
+            for place in (live.interleaved.base, live.interleaved.rest)
+        ]
         pending = self._unanswered + self._reader.pending
         sessions = [live.snapshot() for live in self._live.values()]
         block.append(NAME, RtspSection(pending, sessions, *inside))
@@ -314,12 +357,12 @@ class RtspApplication(Application):
         application = cls(root)
         application._reader.feed(section.pending)
         application._taken_ns, application._received_ns = block.header.time, time.monotonic_ns()
-        application._base = section.base
+        application._base, application._rest = section.base, section.rest
         try:
             for session in section.sessions:
                 application._prepare(session)
         except ObjectMissing as error:
-            application._unusable = str(error)
+            application._unusable, application._missing = str(error), True
         return application
 
     def _prepare(self, session: Session) -> None:
@@ -347,6 +390,13 @@ class RtspApplication(Application):
         except TakeoverError as error:
             self._unusable = str(error)
         self._go_on()
+
+    def obstacle(self) -> str | None:
+        """Of streams over UDP nothing is planned in the connection, by which it could be told that a file differs."""
+        if self._missing:
+            return OBJECT_MISSING
+        same = all(self._root.same(live.opened, live.session.object) for live in self._live.values())
+        return OBJECT_DIFFERS if self._unusable or not same else None
 
     def ready(self, stream: Stream, position: int) -> None:
         """Streams go on by their clocks, as soon as their tables are there: at once, if all goes as it should."""
@@ -410,9 +460,11 @@ class RtspApplication(Application):
             if made is None:  # the client had everything
                 live.finish()
             else:
-                live.resume_inside(stream, made, self._base)
+                live.resume_inside(stream, made, self._base, self._rest)
         if not any(live.interleaved is not None for live in inside):
             stream.release(None)
+        if generated:
+            self._work()
 
 
 RTSP = ApplicationKind(NAME, RtspApplication, RtspApplication.unready)

@@ -199,16 +199,24 @@ class InterleavedSender:
     """Sends a plan inside the RTSP connection: all of it is planned at once, and released as its clock goes.
 
     Byte `o` of the object stands at position `base + o` of the stream. What else is to be said (`say`) goes in between
-    two packets: it moves the rest of the object, and `base`.
+    two packets: it moves the rest of the object, and `base`. Before the byte `rest` of the object stands what was said
+    last, and that may not be handed over yet: the next is said behind it.
     """
 
     def __init__(
-        self, stream: Stream, made: InterleavedObject, clock: MediaClock, base: int, finished: Callable[[], None]
+        self,
+        stream: Stream,
+        made: InterleavedObject,
+        clock: MediaClock,
+        base: int,
+        finished: Callable[[], None],
+        rest: int = 0,
     ) -> None:
         assert made.interleaved is not None
         self.plan = made.interleaved.plan
         self.clock = clock
         self.base = base
+        self.rest = rest
         self._stream = stream
         self._object = made
         self._interleaved = made.interleaved
@@ -230,7 +238,7 @@ class InterleavedSender:
         return min(self._group(), self.plan.count)
 
     def _group(self) -> int:
-        return self._interleaved.boundary(max(0, self._stream.handed_over - self.base))
+        return self._interleaved.boundary(max(self.rest, self._stream.handed_over - self.base))
 
     def tick(self) -> None:
         """Release what is due; then again by itself until the end."""
@@ -253,7 +261,7 @@ class InterleavedSender:
         """Put something between two packets, as soon as the client has taken what the kernel has."""
         offset = self._cut()
         self._stream.write(data)
-        self.base += len(data)
+        self.base, self.rest = self.base + len(data), offset
         if offset < self._interleaved.size:
             self._object.file.users += 1  # each `send_object` takes one
             self._stream.send_object(self._object, offset, self._interleaved.size - offset)

@@ -26,7 +26,7 @@ from dataplane.rtp.media import Media
 from dataplane.rtp.plan import Plan, Playing
 from dataplane.rtsp import sdp
 from dataplane.rtsp.headers import TRACK, Range, Target, Transport, npt, parse_range, target, transports
-from dataplane.rtsp.message import Request, RtspError, response
+from dataplane.rtsp.message import LIMIT_URL, Request, RtspError, response
 from state.datablock import Port, UInt16, UInt63
 from state.sections import ObjectRef
 
@@ -35,6 +35,8 @@ TIMEOUT = 60.0
 METHODS = ("OPTIONS", "DESCRIBE", "SETUP", "PLAY", "PAUSE", "GET_PARAMETER", "SET_PARAMETER", "TEARDOWN")
 _KNOWN_ELSEWHERE = ("ANNOUNCE", "RECORD", "REDIRECT")
 _WITH_SESSION = ("PLAY", "PAUSE", "TEARDOWN")
+_LIMIT_ECHO = 256
+"""Characters of a header that are said back: responses are part of checkpoints until they have arrived."""
 
 
 class Way(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -55,7 +57,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
     id: Annotated[str, Meta(min_length=8, max_length=64)]
     object: ObjectRef
-    url: Annotated[str, Meta(max_length=16384)]
+    url: Annotated[str, Meta(max_length=LIMIT_URL)]
     """The presentation's, as the client writes it."""
     way: Way
     playing: Playing
@@ -122,7 +124,7 @@ def session_id(request: Request) -> str | None:
 
 def needs(request: Request, session: Session | None) -> str | None:
     """Identifier of the object without which the request cannot be answered. Malformed URLs need none."""
-    if request.method in ("DESCRIBE", "SETUP"):
+    if request.method in ("DESCRIBE", "SETUP") and not _too_long(request):
         try:
             return target(request.url).identifier
         except RtspError:
@@ -140,7 +142,7 @@ def decide(request: Request, session: Session | None, facts: Facts) -> Decision:
         status = 200
     except RtspError as error:
         status, after = error.status, session
-        headers, body = [*error.headers], f"{error.sentence}\n".encode()
+        headers, body = [*error.headers], f"{error.sentence[:_LIMIT_ECHO]}\n".encode()
         headers.append(("Content-Type", "text/plain; charset=utf-8"))
     known = after or session
     if known is not None and status in (200, 455, 457):
@@ -174,17 +176,23 @@ _Answer = tuple[list[tuple[str, str]], bytes, Session | None]
 
 def _check(request: Request, session: Session | None) -> None:
     """What is the same for all methods. Raises `RtspError`."""
+    if _too_long(request):
+        raise RtspError(414, f"a URL has at most {LIMIT_URL} bytes")
     if request.method in _KNOWN_ELSEWHERE:
         raise RtspError(405, f"{request.method} is not possible here", ("Allow", ", ".join(METHODS)))
     if request.method not in _METHODS:
         raise RtspError(501, "this method is not known", ("Public", ", ".join(METHODS)))
     required = [request.headers[name] for name in ("require", "proxy-require") if name in request.headers]
     if required:
-        raise RtspError(551, "no options are supported", ("Unsupported", ", ".join(required)))
+        raise RtspError(551, "no options are supported", ("Unsupported", ", ".join(required)[:_LIMIT_ECHO]))
     if session is None and (request.method in _WITH_SESSION or "session" in request.headers):
         raise RtspError(454, "this connection has no such session")
     if session is not None and request.method in _WITH_SESSION and _target(request).identifier != _identifier(session):
         raise RtspError(459, "the session is of another presentation")
+
+
+def _too_long(request: Request) -> bool:
+    return len(request.url.encode()) > LIMIT_URL
 
 
 def _target(request: Request) -> Target:

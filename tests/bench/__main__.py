@@ -24,7 +24,10 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_BENCHES)}; all when none is given")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     parser.add_argument(
-        "--kills", type=int, default=100, help="deaths by kill in the stall benchmark; a quarter of it by others"
+        "--kills",
+        type=int,
+        help=f"deaths by kill in the stall benchmark ({stall.KILLS}; a quarter of it by others) "
+        f"and of the bundle benchmark ({bundle.KILLS})",
     )
     parser.add_argument("--how", action="append", choices=HOWS, help="of the stall benchmark; all when not given")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the alarms benchmark")

@@ -16,11 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.bench.report import Report, spread
+from tests.bench.report import Report, progress, spread
 from topologies import objects
 from topologies.lab import Lab
 from topologies.rtp_watcher import Capture, Player, Seen, longest_gap
 
+KILLS = 40
+"""As many when none are asked for."""
 _SECONDS = 60
 _RATE = "4M"
 """Bits per second, filled up as broadcasters do."""
@@ -32,7 +34,7 @@ _ROUNDS = 5
 
 def run(report: Report, options: dict[str, Any]) -> bool:
     """`kills` deaths; False when a player ended, or a packet came twice."""
-    kills, seed = options.get("kills", 100), options.get("seed", 1)
+    kills, seed = options.get("kills") or KILLS, options.get("seed", 1)
     with tempfile.TemporaryDirectory() as folder:
         objects.make_clip(Path(folder, "clip.ts"), _SECONDS, "-muxrate", _RATE)
         with Lab(servers=3, docroot=folder) as lab:
@@ -50,11 +52,12 @@ def _stalls(report: Report, lab: Lab, kills: int, source: random.Random) -> bool
         with tempfile.TemporaryDirectory() as folder:
             capture = Capture(lab, "c1", Path(folder, "udp.pcap"))
             player = Player(lab, "c1", "/clip.ts", "udp", Path(folder, "out.ts"))
-            deaths = _kill_while_playing(lab, player, kills - len(stalls), source)
+            deaths = _kill_while_playing(lab, player, len(stalls), kills, source)
             player.process.terminate()
             player.wait()
             capture.stop()
             seen = capture.rtp()
+        progress(f"bundle stall: {len(seen)} packets came to this player")
         for died in deaths:
             before, after = longest_gap(seen, died)
             stalls.append((after.at_ns - max(before.at_ns, died)) / 1e6)
@@ -69,15 +72,16 @@ def _stalls(report: Report, lab: Lab, kills: int, source: random.Random) -> bool
     return good
 
 
-def _kill_while_playing(lab: Lab, player: Player, wanted: int, source: random.Random) -> list[int]:
-    """When the owner died, each time, until the film is nearly over."""
+def _kill_while_playing(lab: Lab, player: Player, before: int, kills: int, source: random.Random) -> list[int]:
+    """When the owner died, each time, until the film is nearly over. `before`: of `kills`, so many are done."""
     deaths: list[int] = []
     at = 1.0
-    while len(deaths) < wanted and at < _SECONDS - 5:
+    while before + len(deaths) < kills and at < _SECONDS - 5:
         player.wait_for(at)
         (owner,) = {connection["server"] for connection in lab.connections()}
         deaths.append(lab.fail(owner, how="kill"))
         player.wait_for(player.played + 0.5)
+        progress(f"bundle stall: death {before + len(deaths)} of {kills}, {owner}")
         lab.heal(owner)
         at = player.played + source.uniform(*_BETWEEN)
     player.wait_for(player.played + 1.0)
@@ -128,7 +132,7 @@ def _moves(report: Report, lab: Lab) -> bool:
 
     rates: list[float] = []
     good = True
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
         good = good and turn() == "ready"
         (owner,) = {connection["server"] for connection in lab.connections()}
         before = len(lab.takeovers())
@@ -140,6 +144,7 @@ def _moves(report: Report, lab: Lab) -> bool:
         takeover = lab.takeovers()[before]
         took = takeover["phases_ms"]["prove"] + takeover["phases_ms"]["resume"]
         rates.append(takeover["resumed"] / took * 1000)
+        progress(f"bundles moved: {number + 1} of {_ROUNDS}, {takeover['resumed']} resumed")
         good = good and takeover["resumed"] == _SESSIONS and turn() == "all there"
         lab.heal(owner)
     client.kill()

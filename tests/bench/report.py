@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def spread(values: list[float]) -> dict[str, float]:
         "p99": round(percentile(values, 0.99), 2),
         "max": round(max(values), 2),
     }
+
+
+def progress(sentence: str) -> None:
+    """Of a benchmark that takes minutes: it is alive, and this far."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 class Report:

@@ -10,17 +10,19 @@ import random
 import sys
 from typing import Any
 
-from tests.bench.report import Report, spread
+from tests.bench.report import Report, progress, spread
 from topologies.lab import HOWS, Lab
 from topologies.watcher import digest_of, download
 
+KILLS = 100
+"""As many when none are asked for."""
 _SIZE = 256 << 20
 _PHASES = ("detect", "fence", "prove", "resume")
 
 
 def run(report: Report, options: dict[str, Any]) -> bool:
     """`kills` downloads by SIGKILL, a quarter as many by each other way; False when one was not whole."""
-    kills, seed = options.get("kills", 100), options.get("seed", 1)
+    kills, seed = options.get("kills") or KILLS, options.get("seed", 1)
     hows = options.get("how") or HOWS
     good = True
     with Lab() as lab:
@@ -55,6 +57,7 @@ def _deaths(report: Report, lab: Lab, how: str, deaths: int, wanted: str, seed: 
             print(f"{how} {number} at {at} of {owner}: curl {status}, {takeover}", file=sys.stderr)
             assert curl.process.stderr is not None
             print(curl.process.stderr.read().decode(), file=sys.stderr)
+        progress(f"{how} {number + 1} of {deaths}: {stalls[-1]:.1f} ms")
         lab.heal(owner)
     rows = [{how: "stall ms", **spread(stalls)}]
     rows += [{how: f"{phase} ms", **spread(phases[phase])} for phase in _PHASES]

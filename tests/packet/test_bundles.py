@@ -265,6 +265,40 @@ def test_a_data_connection_that_the_server_opens(tmp_path: Path, monkeypatch: py
     on_owner(tmp_path, test, monkeypatch)
 
 
+@pytest.mark.parametrize("says", [True, False], ids=["data goes with it", "by itself"])
+def test_a_client_sees_a_connection_that_the_server_opens_when_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bool
+) -> None:
+    """Not before: whoever heard of one that nobody can resume would hear of another later."""
+
+    async def test(scene: Scene) -> None:
+        loop, waiting = asyncio.get_running_loop(), dict[str, Callable[[], None]]()
+
+        def store(block: bytes, stored: Callable[[], None]) -> None:
+            waiting[DataBlock.decode(block).header.protocol] = stored
+
+        monkeypatch.setattr(scene.control.host, "store", store)
+        with socket.create_server((HERE, 0)) as listener:
+            listener.setblocking(False)
+            scene.bundle.connect("data", scene.port, listener.getsockname(), scene.data(), scene.notes.append)
+            await until(lambda: "data opened" in scene.notes)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            (member,) = scene.bundle.connections()
+            if says:
+                member.stream.write(b"hello")
+            began = loop.time()
+            await until(lambda: NotingData.name in waiting)
+            waiting[NotingData.name]()
+            client, _ = listener.accept()
+            assert loop.time() - began < 0.1, "the kernel keeps it back for 0.2 s by itself"
+            if says:
+                assert await loop.sock_recv(client, 100) == b"hello"
+            client.close()
+
+    on_owner(tmp_path, test, monkeypatch)
+
+
 def test_a_connection_that_cannot_be_opened_is_said_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +474,8 @@ def four(client_port: int) -> FourTuple:
     return FourTuple(ADDRESS, SERVICE_PORT if client_port == CONTROL_PORT else DATA_PORT, ADDRESS, client_port)
 
 
-def block(client_port: int, stream: StreamSection = IDLE, listed: tuple[int, ...] = (FIRST, SECOND)) -> bytes:
+def block(client_port: int, stream: StreamSection = IDLE, listed: tuple[int, ...] | None = (FIRST, SECOND)) -> bytes:
+    """`listed`: client ports of the control connection's parts; None: it says nothing of a bundle."""
     is_control = client_port == CONTROL_PORT
     header = Header(
         "s1",
@@ -457,13 +492,14 @@ def block(client_port: int, stream: StreamSection = IDLE, listed: tuple[int, ...
         IRS + 1 + stream.received + stream.input_ended,
         stream.objects[0].identifier if stream.objects else "",
         (ISS + 1) % 2**32 if stream.objects else 0,
-        bundle=four(CONTROL_PORT).id,
+        bundle=four(CONTROL_PORT).id if listed is not None else "",
     )
     made = DataBlock(header)
     made.append(TCP, TcpSection(1460, 7, 7, True, True, True, TSVAL, 65535))
     made.append(STREAM, stream)
-    parts = [Part("data", "tcp", DATA_PORT, HERE, port) for port in listed] if is_control else []
-    made.append(BUNDLE, BundleSection(header.bundle, CONTROL if is_control else "data", parts))
+    if listed is not None:
+        parts = [Part("data", "tcp", DATA_PORT, HERE, port) for port in listed] if is_control else []
+        made.append(BUNDLE, BundleSection(header.bundle, CONTROL if is_control else "data", parts))
     made.append(header.protocol, Nothing())
     return made.encode()
 
@@ -681,6 +717,15 @@ def test_a_part_that_had_ended_already_is_no_part(tmp_path: Path) -> None:
         assert "control ready at 0 with 1" in scene.notes and not scene.net.resets()
 
     taken_over(tmp_path, three() | {CONTROL_PORT: block(CONTROL_PORT, listed=(FIRST,))}, test)
+
+
+def test_the_last_part_had_ended_if_the_control_connection_says_nothing_of_a_bundle_any_more(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        scene.proves(CONTROL_PORT)
+        assert await scene.outcome() == ({CONTROL_PORT, FIRST}, {})
+        assert scene.net.resets() == set()
+
+    taken_over(tmp_path, {CONTROL_PORT: block(CONTROL_PORT, listed=None), FIRST: block(FIRST)}, test)
 
 
 def test_a_client_that_has_closed_what_the_server_was_closing_ends_nothing_else(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from dataplane import repair, young
+from dataplane.backup import INPUT_LOST, NO_PROOF
 from dataplane.handshake import agreed
 from dataplane.judge import Doubt, Expectation, Proof
 from dataplane.passive_ports import Listening, PassivePorts
@@ -124,6 +125,7 @@ class Heir:
     young: YoungConnections
     ports: PassivePorts
     live: set[FourTuple]
+    fates: list[str | None]
     accepted: list[tuple[socket.socket, tuple[str, int]]] = field(default_factory=list)
 
     def awaits(self, one: Opened) -> Listening:
@@ -137,10 +139,15 @@ class Heir:
 
 def at_the_heir(test: Callable[[Heir, Opened], Awaitable[None]]) -> None:
     async def run() -> None:
-        net, live = Net(), set[FourTuple]()
-        connections = YoungConnections(net, 0, live.__contains__)  # type: ignore[arg-type]
+        net, live, fates = Net(), set[FourTuple](), list[str | None]()
+
+        def told(takeover: int, connection: FourTuple, reason: str | None) -> None:
+            assert takeover == 7 and connection == one.handshake.connection
+            fates.append(reason)
+
+        connections = YoungConnections(net, 0, live.__contains__, told)  # type: ignore[arg-type]
         ports = PassivePorts(connections.awaited)
-        heir = Heir(net, connections, ports, live)
+        heir = Heir(net, connections, ports, live, fates)
         with opened() as one:
             repair.abandon(one.server.dup())
             try:
@@ -155,7 +162,7 @@ def at_the_heir(test: Callable[[Heir, Opened], Awaitable[None]]) -> None:
 
 def test_who_is_awaited_and_proves_itself_is_accepted() -> None:
     async def test(heir: Heir, one: Opened) -> None:
-        heir.young.expect([one.handshake], PATIENCE)
+        heir.young.expect(7, [one.handshake], PATIENCE)
         assert heir.net.asked == {}, "nobody is asked before it is awaited"
         heir.awaits(one)
         ((expected, _),) = heir.net.asked.values()
@@ -168,7 +175,7 @@ def test_who_is_awaited_and_proves_itself_is_accepted() -> None:
         assert await asyncio.to_thread(one.client.recv, 100) == b"from the heir"
         await asyncio.to_thread(one.client.sendall, b"to the heir")
         assert await loop.sock_recv(sock, 100) == b"to the heir"
-        assert heir.net.dismissed == []
+        assert heir.net.dismissed == [] and heir.fates == [None]
 
     at_the_heir(test)
 
@@ -176,30 +183,33 @@ def test_who_is_awaited_and_proves_itself_is_accepted() -> None:
 @pytest.mark.parametrize("doubt,told", [(Doubt.UNPROVEN, True), (Doubt.GONE, False), (Doubt.SILENT, False)])
 def test_who_proves_nothing_is_not_accepted(doubt: Doubt, told: bool) -> None:
     async def test(heir: Heir, one: Opened) -> None:
-        heir.young.expect([one.handshake], PATIENCE)
+        heir.young.expect(7, [one.handshake], PATIENCE)
         heir.awaits(one)
         heir.net.decide(doubt)
         assert heir.accepted == [] and bool(heir.net.dismissed) == told
+        assert heir.fates == ([NO_PROOF] if told else [])
 
     at_the_heir(test)
 
 
 def test_input_that_the_dead_server_may_have_acknowledged_is_lost() -> None:
     async def test(heir: Heir, one: Opened) -> None:
-        heir.young.expect([one.handshake], PATIENCE)
+        heir.young.expect(7, [one.handshake], PATIENCE)
         heir.awaits(one)
         heir.net.decide(one.proof(missing=5))
         assert heir.accepted == [] and len(heir.net.dismissed) == 1
+        assert heir.fates == [INPUT_LOST]
 
     at_the_heir(test)
 
 
 def test_who_is_not_awaited_any_more_is_reset() -> None:
     async def test(heir: Heir, one: Opened) -> None:
-        heir.young.expect([one.handshake], PATIENCE)
+        heir.young.expect(7, [one.handshake], PATIENCE)
         heir.awaits(one).close()
         heir.net.decide(one.proof())
         assert heir.accepted == [] and len(heir.net.dismissed) == 1
+        assert heir.fates == [young.NOT_AWAITED]
 
     at_the_heir(test)
 
@@ -212,11 +222,12 @@ def test_who_is_never_awaited_is_reset(live: bool, monkeypatch: pytest.MonkeyPat
     async def test(heir: Heir, one: Opened) -> None:
         if live:
             heir.live.add(one.handshake.connection)
-        heir.young.expect([one.handshake], PATIENCE)
+        heir.young.expect(7, [one.handshake], PATIENCE)
         over = asyncio.Event()
         asyncio.get_running_loop().call_later(0.01, over.set)  # after that of the young one
         await over.wait()
         assert bool(heir.net.dismissed) != live
+        assert heir.fates == ([] if live else [young.NOT_AWAITED])
         heir.awaits(one)
         assert heir.net.asked == {}
 
@@ -225,7 +236,7 @@ def test_who_is_never_awaited_is_reset(live: bool, monkeypatch: pytest.MonkeyPat
 
 def test_a_fenced_server_says_nothing_to_them() -> None:
     async def test(heir: Heir, one: Opened) -> None:
-        heir.young.expect([one.handshake], PATIENCE)
+        heir.young.expect(7, [one.handshake], PATIENCE)
         heir.young.clear()
         heir.awaits(one)
         assert heir.net.asked == {}

@@ -4,6 +4,7 @@ names a port and the connection to it. They are told not to try again: what they
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
 import subprocess
@@ -21,6 +22,8 @@ from topologies.lab import FTP_PASSWORD, FTP_USER
 SIZE = 48 << 20
 FILES = 24
 NAMES = 3000
+ODD = [b"caf\xe9", b"a\tb", b"\xff\xfe", b"\xef\xbe\x80", "plainly é".encode()]
+"""Names that are not UTF-8, or have a TAB, or bytes that Telnet takes for its own."""
 _ONCE = (
     "set net:max-retries 1; set net:persist-retries 0; set net:timeout 20; set ftp:ssl-allow no; set cmd:fail-exit yes"
 )
@@ -37,6 +40,11 @@ def docroot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(FILES):
         folder = root / "files" / ("deeper" if number % 3 == 0 else "")
         (folder / f"file {number:02}.bin").write_bytes(source.randbytes(1 << 20))
+    for place, odd in enumerate(ODD):
+        folder = os.fsencode(root / "odd") + b"/" + odd
+        os.makedirs(folder)
+        for other in ODD:
+            Path(os.fsdecode(folder + b"/" + other)).write_bytes(source.randbytes((1 << 18) + place))
     for number in range(NAMES):
         (root / "names" / f"{number:04}-{'x' * 200}").touch()
     return root
@@ -172,7 +180,7 @@ class Lftp:
         assert line == "done\n", (line, self.dialogue())
 
     def dialogue(self) -> str:
-        return self.dialogue_path.read_text()
+        return self.dialogue_path.read_text(errors="replace")
 
     def end(self) -> str:
         """Everything that the server said, if all went well and nothing was begun anew."""
@@ -213,6 +221,25 @@ def test_lftp_mirrors_a_folder_with_two_deaths_on_the_way(lab: Lab, docroot: Pat
     original = {path.relative_to(docroot / "files"): digest(path) for path in (docroot / "files").rglob("file*")}
     copied = {path.relative_to(tmp_path / "copy"): digest(path) for path in (tmp_path / "copy").rglob("file*")}
     assert copied == original
+
+
+def test_lftp_mirrors_names_of_any_bytes_with_two_deaths_on_the_way(lab: Lab, docroot: Path, tmp_path: Path) -> None:
+    """Made UTF-8 of neither by lftp nor by the server."""
+    session = Lftp(lab, tmp_path, "set net:limit-rate 2M")
+    session.order("mirror odd copy")
+    for count in (4, 14):
+        lab.until(lambda c=count: len(contents(tmp_path / "copy")) >= c, "the mirror does not grow")
+        takeover = die(lab)
+        assert takeover["reset"] == {}, takeover
+        heal(lab)
+    session.end()
+    original = contents(docroot / "odd")
+    assert len(original) == len(ODD) ** 2 and contents(tmp_path / "copy") == original
+
+
+def contents(folder: Path) -> dict[bytes, bytes]:
+    """Files by their path's bytes."""
+    return {os.fsencode(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # --- between the answer that names a port and the connection to it, and whatever else needs a client that waits ---
@@ -443,6 +470,95 @@ def uploaded(lab: Lab) -> int:
     """Bytes of input that the data connection's checkpoint counts."""
     data = [c["checkpoint"] for c in lab.connections() if c["checkpoint"]["protocol"] == "ftp-data"]
     return sum((each["rcv_nxt"] - each["irs"] - 1) % 2**32 for each in data)
+
+
+_FTPLIB = r"""
+import ftplib, hashlib, sys, time
+verb, name, user, password, source = sys.argv[1:]
+ftp = ftplib.FTP("vip", timeout=20)
+ftp.login(user, password)
+digest = hashlib.sha256()
+def take(data):
+    digest.update(data)
+    time.sleep(0.001)
+def show(data):
+    print(len(data), flush=True)
+try:
+    if verb == "RETR":
+        ftp.retrbinary("RETR " + name, take, 65536)
+        print(digest.hexdigest())
+    else:
+        with open(source, "rb") as file:
+            ftp.storbinary("STOR " + name, file, 65536, show)
+    print(ftp.quit())
+except (OSError, EOFError, ftplib.Error) as error:
+    print(type(error).__name__, error)
+"""
+
+
+def ftplib(lab: Lab, verb: str, name: str, source: Path | str = "") -> subprocess.Popen[str]:
+    """Python's own client, as its manual shows it."""
+    command = [sys.executable, "-c", _FTPLIB, verb, name, FTP_USER, FTP_PASSWORD, str(source)]
+    return lab.popen("c1", command, stdout=subprocess.PIPE, text=True)
+
+
+def test_pythons_ftplib_gets_a_file_whole_although_its_server_dies(lab: Lab, docroot: Path) -> None:
+    client = ftplib(lab, "RETR", "object.bin")
+    lab.until(lambda: len(lab.connections()) == 2, "there is no data connection")
+    takeover = die(lab)
+    said = client.communicate(timeout=40)[0].split("\n")
+    assert said[0] == digest(docroot / "object.bin") and said[1].startswith("221 ")
+    assert (takeover["resumed"], takeover["reset"]) == (2, {})
+
+
+def test_pythons_ftplib_learns_that_its_upload_is_lost_and_has_it_whole_at_the_heir(lab: Lab, docroot: Path) -> None:
+    target = docroot / "incoming/lib.bin"
+    client = ftplib(lab, "STOR", "incoming/lib.bin", docroot / "object.bin")
+    assert client.stdout is not None
+    assert client.stdout.readline() == "65536\n"
+    lab.until(lambda: uploaded(lab) > 0, "the upload does not go on")
+    takeover = die(lab)
+    said = client.communicate(timeout=40)[0].split("\n")
+    assert "Error" in said[-2] and not target.exists(), said[-3:]
+    assert (takeover["resumed"], takeover["reset"]) == (0, {UPLOAD_LOST: 2})
+    again = ftplib(lab, "STOR", "incoming/lib.bin", docroot / "object.bin").communicate(timeout=40)[0]
+    assert again.split("\n")[-2].startswith("221 ") and digest(target) == digest(docroot / "object.bin")
+    target.unlink()
+
+
+@pytest.fixture
+def small_disks(lab: Lab, docroot: Path) -> Iterator[Path]:
+    """The folder for uploads is a disk of 4 MiB, each server's own. Hosts have mounts of their own."""
+    incoming, servers = docroot / "incoming", ("s1", "s2", "s3")
+    for name in servers:
+        lab.run(name, ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(incoming)], check=True)
+    yield incoming
+    for name in servers:
+        lab.run(name, ["umount", "-l", str(incoming)], check=True)
+
+
+def test_an_upload_to_a_disk_that_is_full_is_452_and_leaves_nothing(
+    lab: Lab, docroot: Path, scripted: Any, small_disks: Path
+) -> None:
+    command = ["curl", "-sS", "--max-time", "20", "-T", str(docroot / "object.bin")]
+    url = f"ftp://{FTP_USER}:{FTP_PASSWORD}@vip/incoming/up.bin"
+    assert lab.run("c1", [*command, url], capture_output=True, check=False).returncode != 0
+    client = scripted(user=(FTP_USER, FTP_PASSWORD))
+    client("passive")
+    client("connect")
+    assert client("say", "STOR", "incoming/up.bin").startswith("150 ")
+    client("send", 8 << 20)
+    assert client("reply").startswith("error_temp: 452 ")
+    assert client("say", "NOOP").startswith("200 ")
+    used = ["df", "--output=used", "--block-size=1", str(small_disks)]
+    lab.until(lambda: lab.run(owner(lab), used, capture_output=True).stdout.split()[1] == b"0", "bytes are left")
+    assert lab.run(owner(lab), ["find", str(small_disks), "-type", "f"], capture_output=True).stdout == b""
+    client("passive")
+    client("connect")
+    assert client("say", "STOR", "incoming/up.bin").startswith("150 ")
+    client("send", 1 << 20)
+    client("close")
+    assert client("reply").startswith("226 ")
 
 
 # --- what is refused ---

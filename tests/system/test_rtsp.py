@@ -167,7 +167,7 @@ def test_it_is_the_same_on_ipv6(lab: Lab, tmp_path: Path, transport: str, healed
     )
 
 
-@pytest.mark.parametrize("transport", ["tcp", "udp-mcast"])
+@pytest.mark.parametrize("transport", ["tcp", "udp", "udp-mcast"])
 def test_gstreamer_plays_through_a_death(lab: Lab, tmp_path: Path, transport: str, healed: None) -> None:
     source = f"rtspsrc location=rtsp://vip/film.ts protocols={transport} latency=50"
     sink = f"filesink location={tmp_path}/out.ts buffer-mode=unbuffered"

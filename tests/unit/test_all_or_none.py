@@ -69,6 +69,12 @@ def test_a_part_that_the_control_connection_lists_no_more_had_ended() -> None:
     assert groups([control(1), data(control(1), 50_002)]) == ({}, [data(control(1), 50_002).key])
 
 
+def test_the_last_part_of_a_control_connection_that_says_nothing_of_a_bundle_any_more_had_ended() -> None:
+    ended, torn = data(control(1), 50_001), data(control(2), 50_002)
+    found, over = groups([ended, torn], {control(1).connection.id})
+    assert over == [ended.key] and found.keys() == {torn.key} and found[torn.key].doom == PART_MISSING
+
+
 def test_a_listed_part_without_a_checkpoint_dooms_the_others() -> None:
     first = control(1, 50_001, 50_002)
     found, _ = groups([first, data(first, 50_001)])

@@ -214,6 +214,33 @@ def test_while_a_server_takes_over_it_refuses_nobody() -> None:
     assert watch.reaches(2)
 
 
+ACTIVE = FourTuple(CONTROL.source, 20, CONTROL.destination, 50_123)
+
+
+@pytest.mark.parametrize("flags", [segment.FIN | segment.ACK, segment.RST | segment.ACK])
+def test_a_dying_server_does_not_end_what_nobody_knows_yet(flags: int) -> None:
+    """A client would take the end of a data connection for the end of its file."""
+    scene = Scene().up()
+    made = Segment(ACTIVE.source, 20, ACTIVE.destination, ACTIVE.destination_port, Seq(7), Seq(2), flags, 0)
+    packet = bytes(14) + segment.build(made)
+    assert scene.conductor.close_seen(1, ACTIVE, packet, scene.now) == []
+    assert not [action for action in scene.end("s1") if isinstance(action, SendToSwitch)]
+    assert len(scene.conductor.gate) == 0
+
+
+def test_a_server_that_connects_clears_its_way_at_once() -> None:
+    """Its kernel's answer to a client that waits for a dead server, whether it still takes over or did so before."""
+    scene = Scene().up()
+    scene.conductor.collector.take("s1", 1, [block(CONTROL), block(DATA)])
+    scene.end("s1")
+    scene.commit(1)
+    for _ in range(2):
+        (packet,) = scene.conductor.close_seen(2, ACTIVE, frame(segment.RST), scene.now)
+        assert isinstance(packet, SendToSwitch)
+        scene.report("s2", 1, [CLIENT_PORT])
+        scene.now += INHERITED_GRACE
+
+
 def test_a_refusal_waits_until_its_server_proves_alive_after_it() -> None:
     """One heartbeat may have been on its way before the server died."""
     watch = Watch()

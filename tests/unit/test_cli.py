@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import urllib.parse
@@ -240,13 +241,51 @@ def test_an_empty_list_says_none(run: Any, served: CannedApi) -> None:
     assert run("connections", "--api", served.url) == (0, ["none"], [])
 
 
+def connection(name: str, vip: str, port: int, client: str, client_port: int, **more: Any) -> dict[str, Any]:
+    numbers = dict.fromkeys(("object_first", "snd_nxt", "rcv_nxt", "epoch"), 1)
+    block = {"source_address": vip, "source_port": port, "destination_address": client, "destination_port": client_port}
+    block |= numbers | {"protocol": "x", "object": "/a\033[31m"}
+    return {"id": name, "server": "s1", "state": "established", "checkpoint": block, "bundle": None} | more
+
+
+def part(role: str, transport: str, port: int, remote: str, remote_port: int, of: str | None = None) -> dict[str, Any]:
+    found = {"role": role, "transport": transport, "local_port": port, "connection": of}
+    return found | {"remote_address": remote, "remote_port": remote_port}
+
+
+def test_the_parts_of_a_bundle_stand_below_its_control_connection(run: Any, served: CannedApi) -> None:
+    """Wherever the API lists them; one that the control connection does not name yet is not left out."""
+    here, client = "10.0.0.100", "10.0.1.1"
+    parts = [
+        part("data", "tcp", 40960, client, 5001, of="data"),
+        part("data", "tcp", 40961, "", 0),
+        part("rtp", "udp-multicast", 5004, "239.255.0.1", 5004),
+    ]
+    served.answers["/v1/connections"] = (
+        200,
+        [
+            connection("data", here, 40960, client, 5001, bundle={"id": "control", "role": "data", "parts": None}),
+            connection("new", here, 40960, client, 5002, bundle={"id": "control", "role": "data", "parts": None}),
+            connection("alone", here, 80, client, 5000),
+            connection("control", here, 21, client, 5003, bundle={"id": "control", "role": "control", "parts": parts}),
+        ],
+    )
+    _, out, _ = run("connections", "--api", served.url)
+    rows = [re.split(r"  +", line)[:3] for line in out[2:]]
+    assert rows == [
+        ["10.0.1.1:5000", "10.0.0.100:80", "s1"],
+        ["10.0.1.1:5003", "10.0.0.100:21", "control"],
+        ["10.0.1.1:5001", "10.0.0.100:40960", "- data tcp"],
+        ["awaited", "10.0.0.100:40961", "- data tcp"],
+        ["239.255.0.1:5004", "10.0.0.100:5004", "- rtp udp-multicast"],
+        ["10.0.1.1:5002", "10.0.0.100:40960", "data"],
+    ]
+    assert "/a?[31m" in out[2], "a name is no command to the terminal"
+
+
 def test_a_connection_shows_its_addresses_as_a_url_would(run: Any, served: CannedApi) -> None:
-    blocks = []
-    for vip, client in (("10.0.0.100", "10.0.1.1"), ("fd00::100", "fd00::201")):
-        numbers = dict.fromkeys(("object", "object_first", "snd_nxt", "rcv_nxt", "epoch", "protocol"), 1)
-        block = {"source_address": vip, "source_port": 80, "destination_address": client, "destination_port": 40001}
-        blocks.append({"server": "s1", "state": "established", "checkpoint": block | numbers})
-    served.answers["/v1/connections"] = (200, blocks)
+    both = (("10.0.0.100", "10.0.1.1"), ("fd00::100", "fd00::201"))
+    served.answers["/v1/connections"] = (200, [connection("x", vip, 80, client, 40001) for vip, client in both])
     _, out, _ = run("connections", "--api", served.url)
     assert out[2].split()[:2] == ["10.0.1.1:40001", "10.0.0.100:80"]
     assert out[3].split()[:2] == ["[fd00::201]:40001", "[fd00::100]:80"]

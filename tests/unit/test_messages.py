@@ -24,6 +24,7 @@ FROM_AGENT: list[Message] = [
     messages.Heartbeat(1, 0, 0.0, 0.0, {"web2": 5000, "web3": 0}),
     messages.Died("web1", 1),
     messages.Prepared("web2", 100, 1),
+    messages.Young(3, ["10.0.0.1-1-10.0.0.100-40000"], [("10.0.0.1-2-10.0.0.100-40000", "client gone")]),
     messages.Resumed(1, ["a"], [("b", "client gone")], 3, 1000, 2000, 300),
     messages.Resumed(
         1, ["a"], [], 0, 1, 2, 3, [messages.Comparison("a", "http/1.1", "resumed", 2**32 - 1, 9, 3, "/film.bin", 3, 0)]

@@ -9,8 +9,11 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
+from controller.conductor import Announce
 from controller.gate import Decision
+from controller.takeover import Phase
 from controller.witness import LIMIT, SECONDS, Witness
+from dataplane.backup import INPUT_LOST
 from dataplane.handshake import agreed
 from dataplane.segment import Segment, parse
 from state import configuration, messages
@@ -57,15 +60,6 @@ def test_a_handshake_says_all_that_recreating_needs() -> None:
     connection = FourTuple(PACKED_VIP, DATA_PORT, bytes([10, 0, 1, 1]), 5000)
     tcp = TcpSection(1400, 9, 7, True, True, True, 900, 0xFFFF << 9)
     assert found == Handshake(connection, 2**32 - 1, 1000, tcp)
-
-
-def test_who_opened_it_makes_no_difference() -> None:
-    """Active FTP: the VIP's is the SYN."""
-    opening = seen(VIP, 20, CLIENT, 5000, "S", SERVER_OPTIONS, seq=7)
-    back = seen(CLIENT, 5000, VIP, 20, "SA", CLIENT_OPTIONS, seq=9, ack=8)
-    found = agreed(opening, back)
-    assert found is not None and (found.iss, found.irs, found.connection.source_port) == (7, 9, 20)
-    assert (found.tcp.snd_wscale, found.tcp.rcv_wscale) == (9, 7)
 
 
 @pytest.mark.parametrize("missing", ["SAckOK", "Timestamp", "WScale", "MSS"])
@@ -132,6 +126,13 @@ def test_a_port_that_is_used_again_is_a_new_connection() -> None:
     assert [found.irs for found in witness.handshakes()] == [5000]
 
 
+def test_what_a_server_opens_is_not_watched() -> None:
+    witness = Witness()
+    witness.saw(seen(VIP, 20, CLIENT, 5000, "S", SERVER_OPTIONS, seq=7), from_vip=True, now=0.0)
+    witness.saw(seen(CLIENT, 5000, VIP, 20, "SA", CLIENT_OPTIONS, seq=9, ack=8), from_vip=False, now=0.0)
+    assert len(witness) == 0
+
+
 def test_what_nobody_speaks_of_is_forgotten() -> None:
     witness = Witness()
     witness.saw(syn(port=1), from_vip=False, now=0.0)
@@ -194,10 +195,34 @@ def test_a_dying_servers_close_of_a_young_connection_does_not_reach_its_client(k
     if known:
         scene.conductor.handshake_seen(syn(client=client), scene.now)
         scene.conductor.handshake_seen(answer(client=client), scene.now)
-    fin = bytes(14) + bytes(_ip(VIP, client) / TCP(sport=DATA_PORT, dport=5000, seq=5, ack=6, flags="FA"))
+    fin = bytes(14) + bytes(_ip(VIP, client) / TCP(sport=DATA_PORT, dport=5000, seq=5, ack=6, flags="R"))
     actions = scene.conductor.close_seen(1, of(client), fin, scene.now)
     assert bool(actions) != known
     assert len(scene.conductor.gate) == known
     scene.end("s1")
     assert len(scene.conductor.gate) == 0
     assert scene.conductor.gate.counts[Decision.DROP.value] == known
+
+
+# --- what became of them ---
+def test_the_record_counts_them_also_when_the_takeover_is_done() -> None:
+    scene = with_ftp()
+    scene.end("s1")
+    scene.commit(1)
+    scene.report("s2", 1)
+    (takeover,) = scene.conductor.history.all()
+    assert (takeover.phase, takeover.connections) == (Phase.DONE, 0)
+    said = messages.Young(1, [of("10.0.1.1").id], [(of("10.0.1.2").id, INPUT_LOST), (of("10.0.1.3").id, INPUT_LOST)])
+    (announced,) = scene.conductor.received("s2", said, scene.now)
+    assert isinstance(announced, Announce) and announced.kind == "takeover"
+    assert (takeover.connections, takeover.resumed, dict(takeover.reset)) == (3, 1, {INPUT_LOST: 2})
+
+
+def test_only_the_heir_speaks_of_its_takeover() -> None:
+    scene = with_ftp()
+    scene.end("s1")
+    scene.commit(1)
+    for server, number in (("s3", 1), ("s2", 9)):
+        assert scene.conductor.received(server, messages.Young(number, [of("10.0.1.1").id], []), scene.now) == []
+    (takeover,) = scene.conductor.history.all()
+    assert takeover.connections == 0
