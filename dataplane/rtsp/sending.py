@@ -1,7 +1,8 @@
 """Sending a plan as its clock goes: as datagrams, or inside the RTSP connection.
 
 There is no timer per packet. A tick sends everything that is due and sets the next one to when something will be, but
-not sooner than in `TICK_SECONDS`. What is due is asked of the clock each time, so that lateness does not add up.
+not sooner than in `TICK_SECONDS`; the first one comes exactly then, which shortens the silence of a takeover. What is
+due is asked of the clock each time, so that lateness does not add up.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class UdpSender:
     def join(self, outlet: Outlet) -> None:
         self.outlets.append(outlet)
         if len(self.outlets) == 1:
-            self._tick()
+            self._tick(0.0)
 
     def leave(self, outlet: Outlet, *, goodbye: bool = False) -> None:
         """`goodbye`: the receivers are told when it was the last."""
@@ -127,7 +128,8 @@ class UdpSender:
                 outlet.rtcp.send(self.plan.farewell(self._next))
             self._over()
 
-    def _tick(self) -> None:
+    def _tick(self, least: float = TICK_SECONDS) -> None:
+        """`least`: seconds until the next one."""
         plan, outlet = self.plan, self.outlets[0]
         ticks = self.clock.ticks
         due = plan.due(ticks)
@@ -144,7 +146,7 @@ class UdpSender:
             self._finish()
             return
         late = self._next < due
-        self._timer = outlet.stream.call_later(0 if late else _until(plan, self._next, ticks), self._tick)
+        self._timer = outlet.stream.call_later(0 if late else _until(plan, self._next, ticks, least), self._tick)
 
     def _finish(self) -> None:
         self.outlets[0].rtcp.send(self.plan.farewell(self._next))
@@ -154,9 +156,9 @@ class UdpSender:
             outlet.finished()
 
 
-def _until(plan: Plan, packet: int, ticks: int) -> float:
-    """Seconds until a packet, or the end, is due; not less than a tick."""
-    return max(TICK_SECONDS, (plan.ticks(packet) - ticks) / CLOCK_RATE)
+def _until(plan: Plan, packet: int, ticks: int, least: float = TICK_SECONDS) -> float:
+    """Seconds until a packet, or the end, is due; not less than `least`."""
+    return max(least, (plan.ticks(packet) - ticks) / CLOCK_RATE)
 
 
 class Parameters(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

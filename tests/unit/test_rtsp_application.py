@@ -14,7 +14,7 @@ from dataplane.datagrams import UdpPart
 from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING
 from dataplane.rtp.plan import Plan, Playing
 from dataplane.rtsp import RTSP, protocol
-from dataplane.rtsp.sending import MediaClock, Outlet, UdpSender
+from dataplane.rtsp.sending import TICK_SECONDS, MediaClock, Outlet, UdpSender
 from dataplane.stream import ByteStream
 from state.datablock import DataBlock
 from state.sections import STREAM, StreamSection
@@ -201,6 +201,34 @@ def _ignore(*_: object) -> None:
 
 
 # --- what is not to be had ---
+def test_who_goes_on_sends_the_first_packet_when_it_is_due_and_later_ones_in_ticks() -> None:
+    """A takeover's silence is not lengthened by a tick; a packet a millisecond does not need a timer each."""
+
+    class Waits:
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+
+        def call_later(self, seconds: float, callback: object) -> Waits:
+            self.seconds.append(seconds)
+            return self
+
+        def send(self, data: bytes) -> None:
+            pass
+
+        def cancel(self) -> None:
+            pass
+
+    stream = Waits()
+    plan = Plan(MEDIA, _playing(), "cname")
+    first = next(number for number in range(plan.count) if 0 < plan.ticks(number))
+    before_ns = plan.ticks(first) * 10**9 // 90_000 - 1_000_000  # a millisecond before it is due
+    sender = UdpSender(plan, MediaClock(before_ns), reader(FILM), first)
+    sender.join(Outlet(stream, stream, stream, lambda: None))  # type: ignore[arg-type]
+    assert 0 <= stream.seconds[0] <= 0.001
+    sender._tick()
+    assert stream.seconds[1] >= TICK_SECONDS
+
+
 def test_files_that_are_not_there_or_no_films_have_their_statuses(tmp_path: Path) -> None:
     async def run() -> None:
         async with player(tmp_path) as one:
