@@ -220,7 +220,7 @@ def test_who_goes_on_sends_the_first_packet_when_it_is_due_and_later_ones_in_tic
 
     stream = Waits()
     plan = Plan(MEDIA, _playing(), "cname")
-    first = next(number for number in range(plan.count) if 0 < plan.ticks(number))
+    first = next(number for number in range(plan.count) if plan.ticks(number) > 0)
     before_ns = plan.ticks(first) * 10**9 // 90_000 - 1_000_000  # a millisecond before it is due
     sender = UdpSender(plan, MediaClock(before_ns), reader(FILM), first)
     sender.join(Outlet(stream, stream, stream, lambda: None))  # type: ignore[arg-type]
