@@ -30,9 +30,10 @@ from dataplane.access_log import AccessLog
 from dataplane.admission import Admission
 from dataplane.backup import Progress, Takeover
 from dataplane.bundle import LiveBundle
-from dataplane.connection import LiveConnection, Related, refuse_quietly
+from dataplane.connection import LiveConnection, refuse_quietly
 from dataplane.controller_link import ControllerLink
 from dataplane.event_loop import Paced
+from dataplane.host import Related
 from dataplane.judge import Proof
 from dataplane.objects import DocumentRoot
 from dataplane.packet_socket import unhush

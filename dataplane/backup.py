@@ -17,8 +17,9 @@ from typing import Protocol
 
 from dataplane import repair
 from dataplane.all_or_none import CONTROL_OVER, Candidate, Group, groups
-from dataplane.connection import Host, LiveConnection
+from dataplane.connection import LiveConnection
 from dataplane.event_loop import Paced
+from dataplane.host import Host
 from dataplane.judge import Doubt, Proof
 from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, key_of
 from dataplane.prepared_sockets import PreparedSockets

@@ -20,8 +20,9 @@ from typing import Protocol
 
 from dataplane import repair
 from dataplane.connecting import Connecting
-from dataplane.connection import Host, LiveConnection, refuse_quietly
+from dataplane.connection import LiveConnection, refuse_quietly
 from dataplane.datagrams import Received, UdpPart, is_multicast
+from dataplane.host import Host
 from dataplane.passive_ports import Listening, PassivePorts
 from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Application, Layer, Member, TcpLayer

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 
 from dataplane import repair
+from dataplane.held_objects import HeldObjects
+from dataplane.host import Host, Related
 from dataplane.judge import Expectation, Proof
-from dataplane.objects import DocumentRoot, GeneratedObject, OpenObject, key_of
+from dataplane.objects import GeneratedObject, OpenObject
 from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
-from dataplane.stack import Application, Bundle, Layer, TcpLayer, Timer, make_block
+from dataplane.stack import Application, TcpLayer, Timer, make_block
 from dataplane.stream import ByteStream, Literal, Run
+from dataplane.tail import Tail
 from state.datablock import FourTuple, Header
 from state.errors import CheckpointRefused
 from state.messages import CLOSE_MARK
@@ -34,57 +35,12 @@ _SENDFILE_BYTES = 512 * 1024
 """At most so much per turn of the loop: about half a millisecond."""
 _GENERATED_BYTES = 64 * 1024
 """Of a generated object, so much is computed at a time."""
-_LINGER = 30.0
-"""Seconds that a client may take to end its side once it has everything."""
-_STUCK = 300.0
-"""Seconds without any acknowledgement after which the tail of a closing connection is given up."""
-_TAIL_CHECK, _IDLE_TAIL_CHECK = 0.05, 1.0
 _ROOM_CHECK = 0.02
 _DISCARD_BYTES = 1 << 20
 """So much input of a closing connection is read and thrown away, so that the client reads its answer and not an RST."""
 _ABORT = struct.pack("ii", 1, 0)
 
 _log = logging.getLogger(__name__)
-
-
-class Related(Bundle, Protocol):
-    """What a connection needs of the bundle that it belongs to (`bundle.LiveBundle`)."""
-
-    def adopt(self, connection: LiveConnection, role: str) -> None:
-        """A data connection that was made for this bundle belongs to it."""
-
-    def layers(self, connection: LiveConnection) -> tuple[Layer, ...]:
-        """What the bundle adds to this connection's block; nothing as long as there is nothing to say."""
-
-    def checkpoint_others(self, connection: LiveConnection) -> None:
-        """This connection makes a checkpoint: others that are to make one make theirs now, for the same message."""
-
-    def hand_in(self) -> None:
-        """All of it: another server goes on from here."""
-
-    def left(self, connection: LiveConnection, *, silently: bool) -> None:
-        """This connection is over. `silently`: another server has it, and all of its bundle."""
-
-
-class Host(Protocol):
-    """What a connection needs of its agent."""
-
-    name: str
-    incarnation: int
-    epoch: int
-    root: DocumentRoot
-    interface: int
-    """Index of the interface towards the clients."""
-
-    def wall_clock(self) -> int: ...
-
-    def store(self, block: bytes, stored: Callable[[], None]) -> None:
-        """Keep a checkpoint; call `stored` when it is safe."""
-
-    def ended(self, connection: LiveConnection) -> None: ...
-
-    def bundle(self, connection: LiveConnection) -> Related:
-        """A bundle of which this is the control connection. Asked at most once."""
 
 
 class LiveConnection:
@@ -117,9 +73,7 @@ class LiveConnection:
         self._protected = protected
         self._serial = serial
         self._loop = asyncio.get_running_loop()
-        self._objects: dict[tuple[str, bytes], OpenObject | GeneratedObject] = {
-            key_of(opened.ref): opened for opened in objects or ()
-        }
+        self._objects = HeldObjects(host.root, objects or (), self._digest_known)
         self._bundle = bundle
         self._live = False
         """Its application was told `opened` or `ready`: bytes may go to the kernel."""
@@ -128,9 +82,7 @@ class LiveConnection:
         self._writing = False
         self._shut = False
         self._over = False
-        self._linger: asyncio.TimerHandle | None = None
-        self._linger_until = 0.0
-        self._tail = 0
+        self._tail: Tail | None = None
         self._discarded = 0
         self._held = False
         """The application takes no input now."""
@@ -207,6 +159,7 @@ class LiveConnection:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._writing = self._shut = False
+        self._leave_tail()
         repair.abandon(self._sock)
         if (newest := Seq(self._tcp.section.tsval)) > Seq(proof.tsecr):
             proof = msgspec.structs.replace(proof, tsecr=int(newest))  # what this kernel has sent may arrive yet
@@ -322,9 +275,15 @@ class LiveConnection:
     def _detach(self) -> None:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
-        for timer in (self._linger, self._room, *self._timers):
+        self._leave_tail()
+        for timer in (self._room, *self._timers):
             if timer is not None:
                 timer.cancel()
+
+    def _leave_tail(self) -> None:
+        tail, self._tail = self._tail, None
+        if tail is not None:
+            tail.leave()
 
     def _note_acknowledged(self) -> None:
         """Before the socket is closed: what the client has, for whoever asks afterwards."""
@@ -339,9 +298,7 @@ class LiveConnection:
             self.application.ended()
         except Exception:
             _log.exception("%s: %s failed at its end", self.connection.id, self.application.name)
-        for opened in self._objects.values():
-            self._host.root.release(opened)
-        self._objects.clear()
+        self._objects.release()
         if self._bundle is not None:
             self._bundle.left(self, silently=silently)
         self._host.ended(self)
@@ -380,8 +337,8 @@ class LiveConnection:
             stream.input_ended = True
             self._tell_input()
             self._loop.remove_reader(self._fd)
-            if self._shut:
-                self._watch_tail()
+            if self._tail is not None:
+                self._tail.watch()
                 return
             if not stream.closing:
                 self._tell(self.application.input_ended)
@@ -412,23 +369,9 @@ class LiveConnection:
         return self._bundle
 
     def send_object(self, opened: OpenObject | GeneratedObject, offset: int, length: int) -> Seq:
-        key = key_of(opened.ref)
-        held = self._objects.get(key)
-        if held is not None and _file(held) is not _file(opened):
-            if not self.stream.finished:
-                # Two versions of one file in one connection's flight: nothing in the map tells them apart.
-                self._host.root.release(opened)
-                self.reset()
-                return self.stream.map.seq(self.stream.map.end)
-            self._host.root.release(held)
-            held = None
-        if held is None:
-            self._objects[key] = opened
-            file = _file(opened)
-            if not file.ref.digest:
-                file.digest_known.append(functools.partial(self._digest_known, opened))
-        else:
-            self._host.root.release(opened)
+        if not self._objects.hold(opened, idle=self.stream.finished):
+            self.reset()
+            return self.stream.map.seq(self.stream.map.end)
         seq = self.stream.map.object(opened.ref, offset, length)
         self.schedule_checkpoint()
         return seq
@@ -530,9 +473,7 @@ class LiveConnection:
         elif self.has_room():
             self._tell(self.application.drained)
 
-    def _digest_known(self, opened: OpenObject | GeneratedObject, old: ObjectRef, new: ObjectRef) -> None:
-        if isinstance(opened, GeneratedObject):
-            old, new = opened.ref_with(old), opened.ref_with(new)
+    def _digest_known(self, old: ObjectRef, new: ObjectRef) -> None:
         if not self._over and self.stream.map.update_object(old, new):
             self.schedule_checkpoint()
 
@@ -675,7 +616,7 @@ class LiveConnection:
 
     def _send(self, run: Run, budget: int) -> int:
         """Hand a part of a run to the kernel; how many bytes it took, none if the object has no more."""
-        opened = self._objects[key_of(run.object)]
+        opened = self._objects.of(run.object)
         if isinstance(opened, OpenObject):
             return os.sendfile(self._fd, opened.fd, run.offset, min(run.length, budget))
         wanted = min(run.length, budget, _GENERATED_BYTES)
@@ -699,36 +640,8 @@ class LiveConnection:
         except OSError:
             self._end()
             return
-        self._tail = self._tail_left()
-        self._linger_until = self._loop.time() + (_STUCK if self._tail else _LINGER)
-        self._watch_tail()
-
-    def _tail_left(self) -> int:
-        """What the client has not acknowledged, the FIN included."""
-        try:
-            return 0 if repair.is_closed(self._sock) else repair.unacknowledged(self._sock)
-        except OSError:
-            return 0
-
-    def _watch_tail(self) -> None:
-        """All was said. The client may still be acknowledging it, or not end its side; no event tells."""
-        if self._linger is not None:
-            self._linger.cancel()
-        left, now = self._tail_left(), self._loop.time()
-        if left < self._tail:
-            self._linger_until = now + (_STUCK if left else _LINGER)
-            self._tail = left
-        if left == 0 and (self.stream.input_ended or repair.is_closed(self._sock)):
-            self._end()
-        elif now >= self._linger_until:
-            self.reset()
-        else:
-            check = _TAIL_CHECK if self.stream.input_ended else _IDLE_TAIL_CHECK
-            self._linger = self._loop.call_later(check, self._watch_tail)
-
-
-def _file(opened: OpenObject | GeneratedObject) -> OpenObject:
-    return opened.file if isinstance(opened, GeneratedObject) else opened
+        self._tail = Tail(self._sock, self.stream, self._end, self.reset)
+        self._tail.watch()
 
 
 def refuse_quietly(sock: socket.socket) -> None:

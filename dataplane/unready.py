@@ -10,8 +10,8 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dataplane.connection import Host
 from dataplane.event_loop import Paced
+from dataplane.host import Host
 from dataplane.judge import Expectation, Proof
 from dataplane.objects import DocumentRoot, GeneratedObject, ObjectMissing, OpenObject, key_of
 from dataplane.prepared_sockets import PreparedSockets

@@ -9,8 +9,8 @@ import pytest
 
 from dataplane import Application, ApplicationKind, CheckpointRefused, DataBlock, DocumentRoot
 from dataplane.backup import RESUMED
-from dataplane.connection import Host
 from dataplane.examples.ticker import TICKER, TickerSection
+from dataplane.host import Host
 from dataplane.stack import Registry
 from dataplane.unready import UnreadySet
 from state.datablock import FourTuple
