@@ -29,8 +29,6 @@ from tests.unit.builders import document_root
 from tests.unit.live import Live, StoringHost, live
 
 HERE = "127.0.0.1"
-ADDRESS = socket.inet_aton(HERE)
-ISS, IRS, TSVAL = 0xFFFF_FFF0, 7000, 1_000_000
 
 
 @dataclass
