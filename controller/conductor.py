@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from controller import steering
+from controller.actions import Action, Announce, Commit, Drop, Persist, Send, SendToSwitch
 from controller.collector import Collector
 from controller.detector import Cause, Detector, Failure
-from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide
+from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide, kind_of
 from controller.ownership import Ownership
 from controller.steering import Attachment
 from controller.takeover import History, Phase, Takeover
@@ -29,8 +30,6 @@ from dataplane import segment
 from state import messages
 from state.configuration import Configuration
 from state.datablock import FourTuple
-from state.errors import SegmentMalformed
-from state.messages import Message
 
 _ETHERNET = 14
 NO_BACKUP = "no backup came up"
@@ -43,55 +42,6 @@ INHERITING_LIMIT = 5.0
 """Seconds after its beginning in which a takeover's heir refuses nobody."""
 INHERITED_GRACE = 0.1
 """Seconds after a takeover in which a packet of its heir's kernel, sent before, may still reach the controller."""
-
-
-# --- actions ---
-@dataclass(frozen=True)
-class Send:
-    """A message to an agent; `last` closes the connection after it."""
-
-    server: str
-    message: Message
-    last: bool = False
-
-
-@dataclass(frozen=True)
-class Commit:
-    """An atomic bundle for the switch; these takeovers wait for its commit. `messages` are to be gone through once."""
-
-    messages: Iterable[steering.Message]
-    takeovers: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class SendToSwitch:
-    message: steering.Message
-
-
-@dataclass(frozen=True)
-class Persist:
-    """Facts that a restarted controller needs."""
-
-    name: str
-    value: bytes
-
-
-@dataclass(frozen=True)
-class Drop:
-    """The store need not keep these connections."""
-
-    connections: list[str]
-
-
-@dataclass(frozen=True)
-class Announce:
-    """An event for the API's stream."""
-
-    kind: str
-    body: dict[str, object]
-
-
-Action = Send | Commit | SendToSwitch | Persist | Drop | Announce
 
 
 @dataclass
@@ -573,7 +523,7 @@ class Conductor:
         sender = next((s for s in self.servers.values() if s.port == in_port), None)
         inheriting = sender is not None and self._inherits(sender.name, now)
         record = self.collector.get(connection.id)
-        refusal, ends = _kind_of(packet)
+        refusal, ends = kind_of(packet)
         decision = decide(
             record,
             sender.name if sender else None,
@@ -619,14 +569,3 @@ class Conductor:
 
 def _backup(backup: str, owner: str, blocks: list[bytes]) -> list[Action]:
     return [Send(backup, messages.Backup(owner, portion)) for portion in messages.portions(blocks)]
-
-
-def _kind_of(frame: bytes) -> tuple[bool, bool]:
-    """Does it answer a SYN with RST (RFC 9293, 3.10.7.1)? Else, did a socket say it, so that it carries ACK? `frame`:
-    from the Ethernet header on."""
-    try:
-        found = segment.parse(frame[_ETHERNET:])
-    except SegmentMalformed:
-        return False, False
-    refusal = found.flags & (segment.RST | segment.ACK) == segment.RST | segment.ACK and found.seq == 0
-    return refusal, not refusal and bool(found.flags & segment.ACK)

@@ -28,6 +28,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from controller.collector import Record
+from dataplane import segment
+from state.errors import SegmentMalformed
+
+_ETHERNET = 14
 
 HOLD_LIMIT = 4096
 """Packets held at most; more are dropped."""
@@ -75,6 +79,17 @@ def decide(
     if record.responsible == sender and record.settled:
         return Decision.HOLD
     return Decision.DROP
+
+
+def kind_of(frame: bytes) -> tuple[bool, bool]:
+    """Does it answer a SYN with RST (RFC 9293, 3.10.7.1)? Else, did a socket say it, so that it carries ACK? `frame`:
+    from the Ethernet header on."""
+    try:
+        found = segment.parse(frame[_ETHERNET:])
+    except SegmentMalformed:
+        return False, False
+    refusal = found.flags & (segment.RST | segment.ACK) == segment.RST | segment.ACK and found.seq == 0
+    return refusal, not refusal and bool(found.flags & segment.ACK)
 
 
 class Gate:

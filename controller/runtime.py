@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import eventlet
 
-from controller import agents, conductor
+from controller import agents
+from controller.actions import Action, Commit, Drop, Persist, Send, SendToSwitch
 from controller.agents import AgentLink
-from controller.conductor import Action, Conductor
+from controller.conductor import Conductor
 from controller.detector import TICK
 from controller.steering import Message as SwitchMessage
 from dataplane.segment import Segment
@@ -98,25 +99,25 @@ class Runtime:
     # --- actions ---
     def perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
-            if isinstance(action, conductor.Send):
+            if isinstance(action, Send):
                 link = self._links.get(action.server)
                 if link is not None:
                     link.send(action.message)
                     if action.last:
                         link.close()
-            elif isinstance(action, conductor.Commit):
+            elif isinstance(action, Commit):
                 self._commit(action)
-            elif isinstance(action, conductor.SendToSwitch):
+            elif isinstance(action, SendToSwitch):
                 if self.switch is not None:
                     self.switch.send(action.message)
-            elif isinstance(action, conductor.Drop):
+            elif isinstance(action, Drop):
                 self._store.forget(action.connections)
-            elif isinstance(action, conductor.Persist):
+            elif isinstance(action, Persist):
                 self._store.put_fact(action.name, action.value)
             else:
                 self._announce(action.kind, action.body)
 
-    def _commit(self, action: conductor.Commit) -> None:
+    def _commit(self, action: Commit) -> None:
         if self.switch is None:
             return  # the whole state is installed when the switch connects, and the takeovers go on then
         waiting = action.takeovers
@@ -147,11 +148,11 @@ class Runtime:
     def agent_hello(self, link: AgentLink, hello: messages.Hello) -> None:
         actions = self.conductor.hello(hello, time.monotonic())
         server = self.conductor.servers.get(hello.server)
-        welcome = any(isinstance(a, conductor.Send) and isinstance(a.message, messages.Welcome) for a in actions)
+        welcome = any(isinstance(a, Send) and isinstance(a.message, messages.Welcome) for a in actions)
         if server is None or not welcome:
             # The refusal goes to this connection, not to one that has the name already.
             for action in actions:
-                if isinstance(action, conductor.Send) and action.last and isinstance(action.message, messages.Refused):
+                if isinstance(action, Send) and action.last and isinstance(action.message, messages.Refused):
                     link.send(action.message)
                 else:
                     self.perform([action])
@@ -162,7 +163,7 @@ class Runtime:
         if old is not None:
             old.name = None  # its end is no news any more
             old.close()
-        before = [a for a in actions if isinstance(a, conductor.Send) and isinstance(a.message, messages.Refused)]
+        before = [a for a in actions if isinstance(a, Send) and isinstance(a.message, messages.Refused)]
         self.perform(before)
         self._links[hello.server] = link
         self.perform([action for action in actions if action not in before])

@@ -30,7 +30,7 @@ from dataplane.access_log import AccessLog
 from dataplane.admission import Admission
 from dataplane.backup import Progress, Takeover
 from dataplane.bundle import LiveBundle
-from dataplane.connection import LiveConnection, refuse_quietly
+from dataplane.connection import LiveConnection
 from dataplane.controller_link import ControllerLink
 from dataplane.event_loop import Paced
 from dataplane.host import Related
@@ -235,7 +235,7 @@ class Agent:
             unhush(sock)
             reason = self._admission.refusal(socket.inet_pton(sock.family, peer[0]))
             if reason is not None:
-                refuse_quietly(sock)
+                repair.refuse_quietly(sock)
                 self._say_refused(reason)
                 continue
             try:
@@ -243,11 +243,11 @@ class Agent:
                 application = self._kinds[service.protocol].fresh(self.root)
             except RepairError as error:
                 _log.warning("%s", error)
-                refuse_quietly(sock)
+                repair.refuse_quietly(sock)
                 continue
             except Exception:  # the protocol's author did not foresee it; others go on
                 _log.exception("%s: no application for a new connection", service.protocol)
-                refuse_quietly(sock)
+                repair.refuse_quietly(sock)
                 continue
             local = sock.getsockname()
             connection = FourTuple(

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from dataplane import repair
 from dataplane.connecting import Connecting
-from dataplane.connection import LiveConnection, refuse_quietly
+from dataplane.connection import LiveConnection
 from dataplane.datagrams import Received, UdpPart, is_multicast
 from dataplane.host import Host
 from dataplane.passive_ports import Listening, PassivePorts
@@ -167,7 +167,7 @@ class LiveBundle:
         self._control.carry_out(lambda: found.append(accepted(peer)))
         application = found[0] if found else None
         if application is None or self._over:
-            refuse_quietly(sock)
+            repair.refuse_quietly(sock)
         else:
             self._join(role, sock, peer, application)
 
@@ -184,7 +184,7 @@ class LiveBundle:
             snapshot = repair.read(sock)
         except RepairError as error:
             _log.warning("%s", error)
-            refuse_quietly(sock)
+            repair.refuse_quietly(sock)
             return
         local, loop = sock.getsockname(), asyncio.get_running_loop()
         source, destination = (ipaddress.ip_address(address[0]).packed for address in (local, peer))

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
 
 import msgspec
@@ -38,7 +37,6 @@ _GENERATED_BYTES = 64 * 1024
 _ROOM_CHECK = 0.02
 _DISCARD_BYTES = 1 << 20
 """So much input of a closing connection is read and thrown away, so that the client reads its answer and not an RST."""
-_ABORT = struct.pack("ii", 1, 0)
 
 _log = logging.getLogger(__name__)
 
@@ -438,7 +436,7 @@ class LiveConnection:
     def reset(self) -> None:
         if self._over:
             return
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, repair.ABORT)
         self._end()
 
     @property
@@ -642,11 +640,3 @@ class LiveConnection:
             return
         self._tail = Tail(self._sock, self.stream, self._end, self.reset)
         self._tail.watch()
-
-
-def refuse_quietly(sock: socket.socket) -> None:
-    """A connection that could not be read at accept: abort it, marked, so that its client learns at once."""
-    with contextlib.suppress(OSError):
-        repair.mark_close(sock, CLOSE_MARK)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
-    sock.close()

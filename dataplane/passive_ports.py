@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from dataplane.connection import refuse_quietly
+from dataplane import repair
 from state.errors import LocalError
 
 _BACKLOG = 64
@@ -145,7 +145,7 @@ class PassivePorts:
             sock.setblocking(False)
             awaited = listener.awaited.get(peer[0])
             if awaited is None:
-                refuse_quietly(sock)
+                repair.refuse_quietly(sock)
             else:
                 awaited.accepted(sock, (peer[0], peer[1]))
 

@@ -32,6 +32,7 @@ from dataplane.sequence import Seq
 from dataplane.socket_address import family, socket_address
 from state.datablock import FourTuple
 from state.errors import RepairError
+from state.messages import CLOSE_MARK
 from state.sections import TcpSection
 
 # linux/tcp.h
@@ -50,6 +51,9 @@ _INFO_TIMESTAMPS, _INFO_SACK, _INFO_WSCALE = 1, 2, 4
 _SIOCOUTQ = termios.TIOCOUTQ
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h
 _CLOSE_TOS = socket.IP_TOS
+
+ABORT = struct.pack("ii", 1, 0)
+"""For SO_LINGER: close with RST."""
 
 _OPTION = struct.Struct("=II")
 _WINDOW = struct.Struct("=5I")
@@ -239,3 +243,11 @@ def mark_close(connection: socket.socket, dscp: int) -> None:
         connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, dscp << 2)
     else:
         connection.setsockopt(socket.IPPROTO_IP, _CLOSE_TOS, dscp << 2)
+
+
+def refuse_quietly(sock: socket.socket) -> None:
+    """A connection that could not be read at accept: abort it, marked, so that its client learns at once."""
+    with contextlib.suppress(OSError):
+        mark_close(sock, CLOSE_MARK)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+    sock.close()

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from controller import conductor
-from controller.conductor import Action, Conductor
+from controller.actions import Action, Commit, Send
+from controller.conductor import Conductor
 from controller.detector import TICK
 from state import configuration, messages
 from state.configuration import Configuration
@@ -110,12 +110,12 @@ def hello(server: str, incarnation: int = 1, *, version: int = messages.PROTOCOL
 # --- reading actions ---
 def said(actions: Iterable[Action], server: str, kind: type[MessageT]) -> list[MessageT]:
     """Messages of one kind to one server, in order."""
-    sends = [action for action in actions if isinstance(action, conductor.Send)]
+    sends = [action for action in actions if isinstance(action, Send)]
     return [action.message for action in sends if action.server == server and isinstance(action.message, kind)]
 
 
-def commits(actions: Iterable[Action]) -> list[conductor.Commit]:
-    return [action for action in actions if isinstance(action, conductor.Commit)]
+def commits(actions: Iterable[Action]) -> list[Commit]:
+    return [action for action in actions if isinstance(action, Commit)]
 
 
 def backed_up(actions: Iterable[Action], server: str, owner: str) -> set[int]:
@@ -127,7 +127,7 @@ def backed_up(actions: Iterable[Action], server: str, owner: str) -> set[int]:
 def kinds(actions: Iterable[Action]) -> list[str]:
     """The actions' kinds, sends with their message's."""
     return [
-        f"Send {type(action.message).__name__}" if isinstance(action, conductor.Send) else type(action).__name__
+        f"Send {type(action.message).__name__}" if isinstance(action, Send) else type(action).__name__
         for action in actions
     ]
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from controller import views
+from controller.actions import Action, SendToSwitch
 from controller.collector import Collector
-from controller.conductor import INHERITED_GRACE, Action, SendToSwitch
+from controller.conductor import INHERITED_GRACE
 from controller.gate import Decision, decide
 from dataplane import segment
 from dataplane.segment import Segment

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from controller.actions import Send
 from controller.collector import Collector
-from controller.conductor import Send
 from state import messages
 from state.datablock import FourTuple
 from state.errors import CheckpointRefused

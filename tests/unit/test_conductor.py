@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from controller import conductor, steering
-from controller.conductor import RECOVERY_GRACE, Announce, Persist, Send
+from controller.actions import Announce, Commit, Persist, Send
+from controller.conductor import RECOVERY_GRACE
 from controller.detector import TICK
 from controller.takeover import Phase
 from state import messages
@@ -66,7 +67,7 @@ def test_a_failure_is_one_bundle_and_resume_waits_for_its_commit(scene: Scene) -
     actions = scene.end("s1")
     assert kinds(actions) == ["Commit", "Send Refused", "Persist", "Announce", "Announce"]
     commit, refusal = actions[0], actions[1]
-    assert isinstance(commit, conductor.Commit) and isinstance(refusal, Send)
+    assert isinstance(commit, Commit) and isinstance(refusal, Send)
     assert commit.takeovers == (1,)
     assert (refusal.server, refusal.last) == ("s1", True)
     assert isinstance(refusal.message, messages.Refused) and refusal.message.fenced

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from controller import conductor
-from controller.conductor import Action, Conductor
+from controller.actions import Action, Commit, Send
+from controller.conductor import Conductor
 from controller.takeover import Phase
 from state import messages
 from state.configuration import Configuration
@@ -65,7 +65,7 @@ class World:
     switch: FlowTable
     agents: dict[str, Agent] = field(default_factory=dict)
     """Those whose process lives."""
-    bundles: list[conductor.Commit] = field(default_factory=list)
+    bundles: list[Commit] = field(default_factory=list)
     """Sent to the switch and not yet carried out; it keeps their order."""
     replies: list[int] = field(default_factory=list)
     """Takeovers whose bundle is carried out but whose reply is on its way, in the order in which they come."""
@@ -225,9 +225,9 @@ class World:
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, conductor.Commit):
+            if isinstance(action, Commit):
                 self.bundles.append(action)
-            elif isinstance(action, conductor.Send) and action.server in self.agents:
+            elif isinstance(action, Send) and action.server in self.agents:
                 self._hear(action.server, self.agents[action.server], action.message)
 
     def _hear(self, name: str, agent: Agent, message: messages.Message) -> None:

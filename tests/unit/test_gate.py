@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.actions import Action, SendToSwitch
 from controller.collector import Collector, Record
-from controller.conductor import Action, SendToSwitch
 from controller.gate import HOLD_LIMIT, HOLD_SECONDS, Decision, Gate, Held, decide
 from tests.unit import scenario
 from tests.unit.scenario import Scene

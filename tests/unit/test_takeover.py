@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from controller.conductor import NO_BACKUP, WAIT_FOR_BACKUP, Drop
+from controller.actions import Drop
+from controller.conductor import NO_BACKUP, WAIT_FOR_BACKUP
 from controller.takeover import History, Phase, Takeover
 from state import messages
 from state.messages import LIMIT_COMPARISONS, Comparison, Resumed

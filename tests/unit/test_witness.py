@@ -9,7 +9,7 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from controller.conductor import Announce
+from controller.actions import Announce
 from controller.gate import Decision
 from controller.takeover import Phase
 from controller.witness import LIMIT, SECONDS, Witness
