@@ -321,8 +321,7 @@ class Conductor:
         """Checkpoints were stored: the backup builds unready connections from them."""
         if self.witness:
             for connection, _, _ in accepted:
-                if (record := self.collector.get(connection)) is not None:
-                    self.witness.known(record.header.connection)
+                self.witness.known(connection)
         actions = self._follow_strays(name, [connection for connection, _, _ in accepted])
         backup = self.servers[name].backup
         if backup is not None and accepted:
@@ -352,6 +351,9 @@ class Conductor:
 
     def closed(self, name: str, connections: Iterable[str]) -> tuple[list[str], list[Action]]:
         """Connections ended in good order: (those that were this server's, actions)."""
+        connections = list(connections)
+        for connection in connections if self.witness else ():
+            self.witness.known(connection)
         gone = self.collector.forget(name, connections)
         actions: list[Action] = [
             SendToSwitch(steering.forward(held.in_port, held.packet)) for held in self.gate.closed(name, gone)
@@ -531,7 +533,7 @@ class Conductor:
             refusal=refusal,
             inheriting=inheriting,
             ends=ends,
-            young=connection in self.witness,
+            young=connection.id in self.witness,
         )
         if decision is Decision.HOLD:
             assert sender is not None

@@ -30,17 +30,17 @@ class _Halves:
 
 
 class Witness:
-    """Handshakes by connection, the latest last."""
+    """Handshakes by the connections' ids, the latest last."""
 
     def __init__(self) -> None:
-        self._seen: dict[FourTuple, _Halves] = {}
+        self._seen: dict[str, _Halves] = {}
         self.malformed = 0
         """Handshakes whose options could not be read."""
 
     def __len__(self) -> int:
         return len(self._seen)
 
-    def __contains__(self, connection: FourTuple) -> bool:
+    def __contains__(self, connection: str) -> bool:
         return connection in self._seen
 
     def saw(self, found: Segment, *, from_vip: bool, now: float) -> None:
@@ -49,7 +49,7 @@ class Witness:
         if not found.flags & SYN or bool(found.flags & ACK) != from_vip:
             return
         here, there = (found.source, found.source_port), (found.destination, found.destination_port)
-        connection = FourTuple(*here, *there) if from_vip else FourTuple(*there, *here)
+        connection = (FourTuple(*here, *there) if from_vip else FourTuple(*there, *here)).id
         halves = self._seen.pop(connection, None) or _Halves(now)
         if from_vip:
             halves.ours = found
@@ -60,8 +60,8 @@ class Witness:
         if len(self._seen) > LIMIT:
             del self._seen[next(iter(self._seen))]
 
-    def known(self, connection: FourTuple) -> None:
-        """It has a checkpoint."""
+    def known(self, connection: str) -> None:
+        """It has a checkpoint, or has ended without."""
         self._seen.pop(connection, None)
 
     def expire(self, now: float) -> None:

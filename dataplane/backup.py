@@ -251,7 +251,8 @@ class Takeover:
         try:
             for _, entry, proof in entries:
                 socks.append(self._recreate(entry, proof))
-        except TakeoverError:
+        except TakeoverError as error:
+            _log.warning("%s", error)
             for sock in socks:
                 repair.abandon(sock)
             for key, proof in standing:

@@ -127,6 +127,8 @@ class Proving:
             answers.hear_plainly(sorted({port for _, port, to, _ in self.prover.plain if to == vip}))
 
     def _answered(self, answers: AnswerSocket) -> None:
+        if answers.fileno() < 0:
+            return  # all were decided before its turn came again
         now, due = self._loop.time(), self.prover.deadline()
         until = time.perf_counter() + 2 * SECONDS_PER_TURN
         while packets := answers.receive(_PACKETS_AT_ONCE):

@@ -75,14 +75,17 @@ class YoungConnections:
     def awaited(self, listening: Listening) -> None:
         """A client is awaited at a port."""
         for young in self._unclaimed.pop((listening.vip, listening.local_port, listening.client), ()):
-            decided = functools.partial(self._decided, listening, young)
-            try:
-                self._proving.prove(expectation(young.handshake), young.patience, decided)
-            except OSError as error:
-                _log.warning("%s cannot be proven: %s", young.connection.id, error)
-                self._reset(young, None, CANNOT_PROBE)
+            self._ask(young, listening)
 
-    def _decided(self, listening: Listening, young: _Young, verdict: Verdict) -> None:
+    def _ask(self, young: _Young, listening: Listening | None) -> None:
+        decided = functools.partial(self._decided, listening, young)
+        try:
+            self._proving.prove(expectation(young.handshake), young.patience, decided)
+        except OSError as error:
+            _log.warning("%s cannot be proven: %s", young.connection.id, error)
+            self._reset(young, None, CANNOT_PROBE)
+
+    def _decided(self, listening: Listening | None, young: _Young, verdict: Verdict) -> None:
         proof = verdict.outcome
         if isinstance(proof, Doubt):
             if proof is Doubt.UNPROVEN:
@@ -90,7 +93,7 @@ class YoungConnections:
             return  # else it is gone, or its client had not heard of the server yet, and begins again
         if self._has(young.connection):
             return  # its client's SYN had come again
-        if not listening.open:
+        if listening is None or not listening.open:
             self._reset(young, proof, NOT_AWAITED)
         elif proof.input_missing:  # the dead server may have acknowledged it
             self._reset(young, proof, INPUT_LOST)
@@ -110,14 +113,14 @@ class YoungConnections:
         listening.accepted(sock, (listening.client, young.connection.destination_port))
 
     def _unwanted(self, place: _Place, young: _Young) -> None:
-        """Its client is told, so that it does not wait for ever."""
+        """If its client has it, that is told, so that it does not wait for ever. Many have ended long ago."""
         waiting = self._unclaimed.get(place, [])
         if young in waiting:
             waiting.remove(young)
             if not waiting:
                 del self._unclaimed[place]
             if not self._has(young.connection):
-                self._reset(young, None, NOT_AWAITED)
+                self._ask(young, None)
 
     def _reset(self, young: _Young, standing: Proof | None, reason: str) -> None:
         self._proving.dismiss(expectation(young.handshake), standing)

@@ -114,7 +114,7 @@ class FtpApplication(Application):
         self._drop_awaited()
         if not self._running:
             self._over()
-            self._drop_data()
+            self._drop_data(at_once=True)
         if self._stream is not None and not self._alive:
             self._stream.close()
 
@@ -277,7 +277,7 @@ class FtpApplication(Application):
     def data_opened(self, data: FtpData) -> None:
         self._awaited = None
         if self._stream is None or self._leaving:
-            data.drop()
+            data.drop(at_once=True)
             return
         self._session = msgspec.structs.replace(self._session, remote=None)
         self._data = data
@@ -297,10 +297,10 @@ class FtpApplication(Application):
         if awaited is not None:
             awaited.close()
 
-    def _drop_data(self) -> None:
+    def _drop_data(self, *, at_once: bool = False) -> None:
         data, self._data = self._data, None
         if data is not None:
-            data.drop()
+            data.drop(at_once=at_once)
 
     # --- transfers ---
     def _begin(self, transfer: Transfer) -> None:

@@ -107,11 +107,20 @@ class FtpData(Application):
                 control.transfer_ended(self, reply(426, "The data connection was closed: the transfer is not whole."))
             control.data_gone(self)
 
-    def drop(self) -> None:
-        """It is not wanted any more; nothing is said of it."""
+    def drop(self, *, at_once: bool = False) -> None:
+        """It is not wanted any more; nothing is said of it. A client that sends is reset. One that only listens gets
+        the connection's end, which is repeated until it is acknowledged, by an heir if need be: with a RST that is lost
+        it would wait for ever. `at_once`: the control connection ends, too."""
+        stream, sending = self._stream, self.state in ("early", "storing")
         self.state = "over"
-        if self._stream is not None:
-            self._stream.reset()
+        if stream is None:
+            return
+        if sending or at_once:
+            stream.reset()
+            return
+        if stream.handed_over < stream.planned:
+            stream.truncate(stream.handed_over)
+        stream.close()
 
     def _finish(self, answer: bytes) -> None:
         self.state = "over"

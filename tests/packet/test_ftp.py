@@ -22,6 +22,7 @@ from dataplane.objects import DocumentRoot
 from state.configuration import Ftp, FtpUser, Service, Serving
 from state.datablock import DataBlock
 from state.ports import DataPorts
+from state.sections import STREAM, StreamSection
 from tests.unit.live import Live, StoringHost, live
 
 SECRET = "a secret of ann"
@@ -273,9 +274,27 @@ def test_commands_that_come_ahead_wait_for_the_transfer_and_abor_does_not(tmp_pa
             assert "RETR /large is under way" in await one.say("STAT")
             await one.made.say(b"\xff\xf4\xff\xf2ABOR\r\n")
             assert [(await one.reply())[:4] for _ in range(3)] == ["426 ", "226 ", "257 "]
-            with pytest.raises(ConnectionResetError):
-                await one.hear(sock)
+            assert 0 < len(await one.hear(sock)) < 1 << 30, "it ends, and cannot be taken for whole after 426"
             assert (await one.say("ABOR")).startswith("226 ")
+
+    asyncio.run(run())
+
+
+def test_the_end_of_an_aborted_transfer_is_its_heirs_to_say_if_its_server_cannot(tmp_path: Path) -> None:
+    """A client that listens hears of it as surely as of bytes: it stands in the checkpoint, and a FIN is repeated."""
+
+    async def run() -> None:
+        async with client(tmp_path) as one:
+            with open(tmp_path / "large", "wb") as file:
+                file.truncate(1 << 30)
+            sock = await one.data()
+            assert (await one.say("RETR large")).startswith("150 ")
+            assert (await one.say("ABOR")).startswith("426 ") and (await one.reply()).startswith("226 ")
+            (block,) = [b for b in one.made.host.checkpoints if b.header.protocol == NAME][-1:]
+            stream = block.section(STREAM, StreamSection)
+            assert stream.closing and 0 < stream.end < 1 << 30
+            assert _heir(one).obstacle() is None
+            await one.hear(sock)
 
     asyncio.run(run())
 

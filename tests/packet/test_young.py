@@ -214,22 +214,27 @@ def test_who_is_not_awaited_any_more_is_reset() -> None:
     at_the_heir(test)
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_who_is_never_awaited_is_reset(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its control connection was not resumed. But what lives here has begun anew."""
+@pytest.mark.parametrize("outcome", ["live", "gone", "proven"])
+def test_who_is_never_awaited_is_reset_if_its_client_has_it(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its control connection was not resumed, or it ended before its server could say that it began. What lives here
+    has begun anew."""
     monkeypatch.setattr(young, "CLAIM_SECONDS", 0.01)
 
     async def test(heir: Heir, one: Opened) -> None:
-        if live:
+        if outcome == "live":
             heir.live.add(one.handshake.connection)
         heir.young.expect(7, [one.handshake], PATIENCE)
         over = asyncio.Event()
         asyncio.get_running_loop().call_later(0.01, over.set)  # after that of the young one
         await over.wait()
-        assert bool(heir.net.dismissed) != live
-        assert heir.fates == ([] if live else [young.NOT_AWAITED])
+        assert bool(heir.net.asked) == (outcome != "live") and heir.net.dismissed == []
+        if outcome != "live":
+            heir.net.decide(one.proof() if outcome == "proven" else Doubt.GONE)
+        assert bool(heir.net.dismissed) == (outcome == "proven")
+        assert heir.fates == ([young.NOT_AWAITED] if outcome == "proven" else [])
+        heir.net.asked.clear()
         heir.awaits(one)
-        assert heir.net.asked == {}
+        assert heir.net.asked == {} and heir.accepted == []
 
     at_the_heir(test)
 

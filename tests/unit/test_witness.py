@@ -105,9 +105,9 @@ def test_a_connection_is_young_until_it_has_a_checkpoint() -> None:
     assert list(witness.handshakes()) == []
     witness.saw(answer(), from_vip=True, now=0.0)
     (found,) = witness.handshakes()
-    assert found.connection in witness
-    witness.known(found.connection)
-    assert len(witness) == 0 and found.connection not in witness
+    assert found.connection.id in witness
+    witness.known(found.connection.id)
+    assert len(witness) == 0 and found.connection.id not in witness
 
 
 def test_the_order_in_which_the_switch_shows_them_does_not_matter() -> None:
@@ -149,7 +149,7 @@ def test_a_flood_pushes_the_oldest_out() -> None:
     for port in range(1, LIMIT + 3):
         witness.saw(syn(port=port), from_vip=False, now=0.0)
     assert len(witness) == LIMIT
-    assert FourTuple(PACKED_VIP, DATA_PORT, bytes([10, 0, 1, 1]), 2) not in witness
+    assert FourTuple(PACKED_VIP, DATA_PORT, bytes([10, 0, 1, 1]), 2).id not in witness
 
 
 def test_options_that_cannot_be_read_are_counted() -> None:
@@ -202,6 +202,17 @@ def test_a_dying_servers_close_of_a_young_connection_does_not_reach_its_client(k
     scene.end("s1")
     assert len(scene.conductor.gate) == 0
     assert scene.conductor.gate.counts[Decision.DROP.value] == known
+
+
+def test_what_ended_without_a_checkpoint_is_no_concern_of_the_heirs() -> None:
+    scene = with_ftp()
+    (client, *_) = clients_of(scene, "s1")
+    scene.conductor.handshake_seen(syn(client=client), scene.now)
+    scene.conductor.handshake_seen(answer(client=client), scene.now)
+    assert scene.conductor.closed("s1", [of(client).id]) == ([], [])
+    scene.end("s1")
+    (resume,) = said(scene.commit(1), "s2", messages.Resume)
+    assert resume.handshakes == []
 
 
 # --- what became of them ---
