@@ -21,12 +21,14 @@ the object, which the caller has.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import socket
 import struct
 import termios
 from dataclasses import dataclass
 
+from dataplane import orphans
 from dataplane.judge import Proof
 from dataplane.sequence import Seq
 from dataplane.socket_address import family, socket_address
@@ -155,7 +157,14 @@ def recreate(
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _RECEIVE_QUEUE)
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, struct.pack("=I", rcv_nxt))
         step = "connect"
-        sock.connect(socket_address(connection.destination, connection.destination_port, interface))
+        client = socket_address(connection.destination, connection.destination_port, interface)
+        try:
+            sock.connect(client)
+        except OSError as error:
+            # A client's SYN that came here before its slot was another's: this kernel still waits for its ACK.
+            if error.errno != errno.EADDRNOTAVAIL or not orphans.destroy_one(connection, interface):
+                raise
+            sock.connect(client)
         step = "TCP_REPAIR_OPTIONS"
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_OPTIONS, _repair_options(tcp))
         if tcp.timestamps:

@@ -25,12 +25,13 @@ print(count, digest.hexdigest())
 """
 
 _OWNER_AND_BACKUP = """
-import asyncio, hashlib, json, random, socket, sys
+import asyncio, hashlib, json, random, socket, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-from dataplane import repair
+from dataplane import repair, segment
 from dataplane.judge import Expectation, Proof
 from dataplane.prover import Patience
 from dataplane.proving import Proving
+from dataplane.sequence import Seq
 from state.datablock import FourTuple
 
 TOTAL, SENT, VIP, INTERFACE = 600_000, int(sys.argv[2]), sys.argv[3], socket.if_nametoindex("vs")
@@ -48,6 +49,15 @@ first.sendall(content[:SENT])
 while repair.unacknowledged(first):
     pass
 repair.abandon(first)
+if "half-open" in sys.argv:
+    # What a server has that was asked first, and whose answer was lost.
+    subprocess.run(["nft", "add rule inet g o tcp flags & (syn | ack) == (syn | ack) drop"], check=True)
+    client, vip = (socket.inet_pton(listener.family, address) for address in (peer[0], VIP))
+    syn = segment.Segment(client, peer[1], vip, 80, snapshot.irs, Seq(0), segment.SYN, 65535)
+    with socket.socket(listener.family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.sendto(segment.build(syn), (VIP, 0))
+    while not subprocess.run(["ss", "-Htn", "state", "syn-recv", "sport", "=", ":80"], capture_output=True).stdout:
+        pass
 
 async def take_over():
     proving = Proving(INTERFACE)
@@ -112,8 +122,18 @@ add rule inet g o tcp flags & rst == rst drop"
     ids=["IPv4", "IPv6", "link-local client"],
 )
 def test_a_recreated_connection_goes_on_at_the_right_byte(two_hosts: None, sent: int, vip: str, client: str) -> None:
+    _goes_on(sent, vip, client)
+
+
+@pytest.mark.parametrize(("vip", "client"), [("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")], ids=["IPv4", "IPv6"])
+def test_a_half_open_connection_of_the_same_client_is_not_in_the_way(two_hosts: None, vip: str, client: str) -> None:
+    """The SYN came to this server first, and its answer did not leave; then the client was another's."""
+    _goes_on(1, vip, client, "half-open")
+
+
+def _goes_on(sent: int, vip: str, client: str, *more: str) -> None:
     server = subprocess.Popen(
-        ["ip", "netns", "exec", _SERVER, sys.executable, "-c", _OWNER_AND_BACKUP, _ROOT, str(sent), vip],
+        ["ip", "netns", "exec", _SERVER, sys.executable, "-c", _OWNER_AND_BACKUP, _ROOT, str(sent), vip, *more],
         stdout=subprocess.PIPE,
         text=True,
     )
