@@ -20,13 +20,16 @@ from state.errors import LocalError
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
 _SOCK_DIAG = 4
-_SOCK_DESTROY = 21
-_REQUEST_AND_ACKNOWLEDGE = 0x01 | 0x04
-_NO_COOKIE = 0xFFFFFFFF
+_SOCK_DIAG_BY_FAMILY, _SOCK_DESTROY = 20, 21
+_REQUEST, _ACKNOWLEDGE = 0x01, 0x04
+_ERROR_MESSAGE = 2
+_SYN_RECV = 3
+_NO_COOKIE = b"\xff" * 8
+_COOKIE_AT = 4 + 40
+"""In `inet_diag_msg`: behind family, state, timer, retransmissions, and the ports, addresses and interface."""
 _MESSAGE = struct.Struct("=IHHII")
 _SOCKET = struct.Struct("=BBBBI")
 _ID = struct.Struct("!HH16s16s")
-_ID_TAIL = struct.Struct("=III")
 _ERROR = struct.Struct("=i")
 
 
@@ -48,11 +51,25 @@ def destroy(services: Iterable[tuple[str, int, int]]) -> None:
             raise LocalError(f"orphaned sockets of {host}:{first}-{last} cannot be destroyed: {done.stderr.strip()}")
 
 
-def destroy_one(connection: FourTuple, interface: int = 0) -> bool:
-    """End what this kernel has of this connection, half-open or not (net/core/sock_diag.c). False: it has nothing.
+def destroy_half_open(connection: FourTuple, interface: int = 0) -> bool:
+    """End a connection of which this kernel has but the client's SYN (net/core/sock_diag.c). False: it has none such.
 
     `interface`: index of the one towards the clients. Raises `OSError`.
     """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as netlink:
+        netlink.bind((0, 0))
+        kind, body = _asked(netlink, _SOCK_DIAG_BY_FAMILY, _REQUEST, connection, interface, _NO_COOKIE)
+        if kind == _ERROR_MESSAGE or body[1] != _SYN_RECV:
+            return False
+        cookie = body[_COOKIE_AT : _COOKIE_AT + 8]  # this very one, whatever has come meanwhile
+        kind, body = _asked(netlink, _SOCK_DESTROY, _REQUEST | _ACKNOWLEDGE, connection, interface, cookie)
+        return kind == _ERROR_MESSAGE and _ERROR.unpack_from(body) == (0,)
+
+
+def _asked(
+    netlink: socket.socket, kind: int, flags: int, connection: FourTuple, interface: int, cookie: bytes
+) -> tuple[int, bytes]:
+    """The answer's type and body."""
     family = socket.AF_INET if len(connection.source) == 4 else socket.AF_INET6
     body = (
         _SOCKET.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
@@ -62,10 +79,9 @@ def destroy_one(connection: FourTuple, interface: int = 0) -> bool:
             connection.source.ljust(16, b"\0"),
             connection.destination.ljust(16, b"\0"),
         )
-        + _ID_TAIL.pack(interface, _NO_COOKIE, _NO_COOKIE)
+        + struct.pack("=I", interface)
+        + cookie
     )
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as netlink:
-        netlink.bind((0, 0))
-        netlink.send(_MESSAGE.pack(_MESSAGE.size + len(body), _SOCK_DESTROY, _REQUEST_AND_ACKNOWLEDGE, 1, 0) + body)
-        (error,) = _ERROR.unpack_from(netlink.recv(8192), _MESSAGE.size)
-    return bool(error == 0)
+    netlink.send(_MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, 1, 0) + body)
+    answer = netlink.recv(8192)
+    return _MESSAGE.unpack_from(answer)[1], answer[_MESSAGE.size :]

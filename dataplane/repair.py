@@ -162,7 +162,7 @@ def recreate(
             sock.connect(client)
         except OSError as error:
             # A client's SYN that came here before its slot was another's: this kernel still waits for its ACK.
-            if error.errno != errno.EADDRNOTAVAIL or not orphans.destroy_one(connection, interface):
+            if error.errno != errno.EADDRNOTAVAIL or not orphans.destroy_half_open(connection, interface):
                 raise
             sock.connect(client)
         step = "TCP_REPAIR_OPTIONS"

@@ -176,8 +176,11 @@ def test_gstreamer_plays_through_a_death(lab: Lab, tmp_path: Path, transport: st
     out = tmp_path / "out.ts"
     lab.until(lambda: out.exists() and out.stat().st_size > 300_000, "gstreamer writes nothing")
     lab.fail(owner_of_sessions(lab), how="kill")
-    said, _ = player.communicate(timeout=30)
-    assert player.returncode == 0, said.decode()
+    said = player.communicate(timeout=30)[0].decode()
+    # What it says after the end is no sign: also without any death 1 of 13 runs ended with status 1, because its own
+    # PAUSE after the end "could not be sent", although the connection stood and its TEARDOWN was answered.
+    played, end, _ = said.partition("Got EOS from element")
+    assert end and "ERROR" not in played and "WARNING" not in played, said
     got = frames(out)
     assert len(got) >= SECONDS * objects.CLIP_FRAMES - (0 if transport == "tcp" else 10)
 
