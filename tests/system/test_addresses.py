@@ -138,6 +138,7 @@ def _kernel(lab: Lab, server: str, client: Client) -> str:
 @pytest.mark.parametrize("client", ["IPv4", "IPv6", "link-local"])
 def test_a_half_closed_client_that_does_not_read_is_taken_over(lab: Lab, client: str) -> None:
     """It has sent its FIN, its window is closed, and its server dies; then it reads."""
+    lab.until(lambda: lab.connections() == [], "connections of an earlier test remain")
     vip, source = lab.vips()["vip" if client == "IPv4" else "vip6"], lab.address("c2", 4 if client == "IPv4" else 6)
     if client == "link-local":
         link_local = "fe80::ff:fe00:202"  # of its MAC
