@@ -31,7 +31,6 @@ from state import messages
 from state.configuration import Configuration
 from state.datablock import FourTuple
 
-_ETHERNET = 14
 NO_BACKUP = "no backup came up"
 WAIT_FOR_BACKUP = 60.0
 """Seconds that the connections of a dead server wait for any server to come up; a client's TCP waits longer."""

@@ -300,7 +300,7 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
     flows = []
     to_home = [_apply(*_consult(_ETH_DST), PARSER.OFPActionGroup(group))]
     to_fence = [PARSER.OFPInstructionWriteMetadata(group, 0xFFFF), _goto(FENCE)]
-    from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP, *_FLAG_BITS)), *to_fence]
+    from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP, _FIN_SYN_RST)), *to_fence]
     plain_from_home = [_apply(*_consult(_ETH_DST, _ETH_SRC, _DSCP)), *to_fence]
     for service in vip.services:
         affinity = vip.affinity_of(service)
@@ -319,8 +319,7 @@ def slot(configuration: Configuration, ownership: Ownership, slot_: SlotId) -> l
 
 
 _ETH_DST, _ETH_SRC, _DSCP = ("eth_dst", 0, 48), ("eth_src", 0, 48), ("ip_dscp", 0, 6)
-_FLAG_BITS = [("tcp_flags", bit, 1) for bit in range(3)]
-"""FIN, SYN, RST."""
+_FIN_SYN_RST = ("tcp_flags", 0, 3)
 
 
 def _consult(*fields: tuple[str, int, int]) -> list[Any]:

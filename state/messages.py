@@ -181,8 +181,7 @@ class Synchronised(Message):
 
 
 class Handshake(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A connection's first two segments as the switch saw them. `iss` and `irs` are the numbers of the SYNs; `source`
-    of the connection is the VIP's side, whoever opened it."""
+    """A client's SYN and the VIP's SYN-ACK, as the switch saw them. `iss` is the SYN-ACK's number, `irs` the SYN's."""
 
     connection: FourTuple
     iss: UInt32

@@ -267,7 +267,7 @@ def test_an_upload_is_whole_or_its_reset_stands_in_the_record(
             client.tell("STOR incoming/up.bin")
         else:
             port = client.passive()
-            time.sleep(0.2)
+            lab.until(lambda: awaited(lab) == [port], "the port is not stored")
             data = client.connected(port)
             client.tell("STOR incoming/up.bin")
         client.killed(milliseconds)
