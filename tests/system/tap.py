@@ -1,7 +1,7 @@
 """What one client says and hears, seen at its port of the switch: no process runs in the client.
 
 The kernel queues a copy of each frame on its way to the switch: whatever a client got an answer to is there to be read.
-The filter lets through what a client that was not disturbed says once, SYNs and bytes, and no bare ACKs.
+The filter lets through what a client that was not disturbed says once, SYNs, bytes and FINs, and no bare ACKs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import scapy.layers.l2  # noqa: F401 - tells the socket what an Ethernet frame i
 from scapy.arch.linux import L2ListenSocket
 
 from dataplane import segment
-from dataplane.segment import SYN
+from dataplane.segment import FIN, SYN
 from topologies.vip import BRIDGE
 
 _ETHERNET = 14
 _FILTER = (
-    "tcp dst port 80 and (tcp[tcpflags] & tcp-syn != 0 or ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2) > 0)"
+    "tcp dst port 80 and (tcp[tcpflags] & (tcp-syn|tcp-fin) != 0"
+    " or ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2) > 0)"
 )
 
 
@@ -45,6 +46,7 @@ class Tap:
     def __init__(self, client: str) -> None:
         self._port = f"{BRIDGE}-{client}"
         self._known: dict[tuple[int, int], Said] = {}
+        self._closed: dict[int, int] = {}
 
     def __enter__(self) -> Tap:
         self._socket = L2ListenSocket(iface=self._port, filter=_FILTER, promisc=False)
@@ -65,13 +67,24 @@ class Tap:
 
     def said(self) -> list[Said]:
         """Everything so far, in order; what was sent again (same port and sequence number) counts once."""
+        self._read()
+        return list(self._known.values())
+
+    def closed(self) -> dict[int, int]:
+        """When the client ended its connections (its first FIN), by port: nanoseconds, wall clock."""
+        self._read()
+        return self._closed
+
+    def _read(self) -> None:
         for frame, at in self._frames():
             found = segment.parse(frame[_ETHERNET:])
+            at_ns = round(at * 1e9)
             syn = bool(found.flags & SYN)
             if syn or found.payload:
-                said = Said(round(at * 1e9), found.source_port, b"" if syn else found.payload)
+                said = Said(at_ns, found.source_port, b"" if syn else found.payload)
                 self._known.setdefault((found.source_port, int(found.seq)), said)
-        return list(self._known.values())
+            if found.flags & FIN:
+                self._closed.setdefault(found.source_port, at_ns)
 
     def _frames(self) -> Iterator[tuple[bytes, float]]:
         with contextlib.suppress(BlockingIOError):

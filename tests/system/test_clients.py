@@ -70,18 +70,21 @@ def start(lab: Lab) -> Iterator[Start]:
 class Death:
     """A server that an object is coming from is killed; afterwards, what became of its connections."""
 
-    def __init__(self, lab: Lab, identifier: str) -> None:
+    def __init__(self, lab: Lab, tap: Tap, identifier: str) -> None:
         sending = [c for c in lab.connections() if c["checkpoint"]["object"] == identifier]
         assert sending, "nothing is being sent"
         self.server = random.choice(sorted({c["server"] for c in sending}))
         self.ports = sorted(c["checkpoint"]["destination_port"] for c in sending if c["server"] == self.server)
         """The client's ports of those connections that lost their server."""
-        self._lab, self._before = lab, len(lab.takeovers())
+        self._lab, self._tap, self._before = lab, tap, len(lab.takeovers())
         self.at_ns = lab.fail(self.server, how="kill")
 
     def survived(self) -> None:
-        """Every connection that the server had was taken over, or closed by the client itself meanwhile. On a busy
-        machine another server may have been taken for dead as well, and nothing may come of that either."""
+        """Every connection that the server had was taken over, or the client had ended it before it could be. On a busy
+        machine another server may have been taken for dead as well, and nothing may come of that either.
+
+        A client whose connection was left out waits for its bytes, and ends it then at the earliest.
+        """
 
         def since() -> list[dict[str, Any]]:
             return self._lab.takeovers()[self._before :]
@@ -93,7 +96,11 @@ class Death:
         assert since()[-1]["state"] == "done", since()
         assert {reason for t in since() for reason in t["reset"]} <= {"client gone"}, since()
         fates = sum(t["resumed"] + sum(t["reset"].values()) for t in since())
-        assert fates >= len(self.ports), (since(), self.ports)
+        first = next(t for t in since() if t["from"] == self.server)
+        lasted = sum(first["phases_ms"][phase] or 0 for phase in ("fence", "prove", "resume"))
+        end = first["detected_at_ns"] + lasted * 1e6
+        ended = [port for port in self.ports if self._tap.closed().get(port, end) < end]
+        assert fates + len(ended) >= len(self.ports), (since(), self.ports, ended)
 
 
 def _half_way(lab: Lab, tap: Tap, process: subprocess.Popen[Any], size: int) -> None:
@@ -127,7 +134,7 @@ def test_one_object(lab: Lab, tap: Tap, start: Start, large: Path, tmp_path: Pat
     out = tmp_path / "out"
     client = start([*command, str(out), "http://vip/large.bin"])
     _half_way(lab, tap, client, _SIZE)
-    death = Death(lab, "/large.bin")
+    death = Death(lab, tap, "/large.bin")
     _wait(client)
     death.survived()
     assert digest_of(str(out)) == digest_of(str(large))
@@ -139,7 +146,7 @@ def test_curl_with_a_range(lab: Lab, tap: Tap, start: Start, large: Path, tmp_pa
     out = tmp_path / "out"
     client = start(["curl", "-sS", "--http1.1", "-r", f"{_FIRST}-{_LAST}", "-o", str(out), "http://vip/large.bin"])
     _half_way(lab, tap, client, _LAST - _FIRST)
-    death = Death(lab, "/large.bin")
+    death = Death(lab, tap, "/large.bin")
     _wait(client)
     death.survived()
     wanted = large.read_bytes()[_FIRST : _LAST + 1]
@@ -156,7 +163,7 @@ def test_curl_with_several_urls(lab: Lab, tap: Tap, start: Start, large: Path, t
         command += ["-o", str(tmp_path / name), f"http://vip/{name}"]
     client = start(command)
     _half_way(lab, tap, client, _SIZE)
-    death = Death(lab, "/large.bin")
+    death = Death(lab, tap, "/large.bin")
     _wait(client)
     death.survived()
     for name in names:
@@ -183,7 +190,7 @@ def test_python_http_client(lab: Lab, tap: Tap, start: Start, large: Path, tmp_p
     out = tmp_path / "out"
     client = start([sys.executable, "-c", _HTTP_CLIENT, str(out)])
     _half_way(lab, tap, client, _SIZE)
-    death = Death(lab, "/large.bin")
+    death = Death(lab, tap, "/large.bin")
     _wait(client)
     death.survived()
     assert digest_of(str(out)) == digest_of(str(large))
@@ -206,7 +213,7 @@ def test_aria2c_with_eight_connections(
     options = ["--no-conf", "-x8", "-s8", "--max-tries=1", f"--min-split-size={least}", "--file-allocation=none"]
     client = start(["aria2c", *options, "-d", str(tmp_path), "-o", out.name, "http://vip/large.bin"])
     _half_way(lab, tap, client, _SIZE)
-    death = Death(lab, "/large.bin")
+    death = Death(lab, tap, "/large.bin")
     said = _wait(client)
     death.survived()
     assert digest_of(str(out)) == digest_of(str(large))
@@ -227,7 +234,7 @@ def test_chromium_downloads_a_file(lab: Lab, tap: Tap, large: Path, tmp_path: Pa
         browser.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path), eventsEnabled=True)
         browser.open("http://vip/large.bin")
         _half_way(lab, tap, browser.process, _SIZE)
-        death = Death(lab, "/large.bin")
+        death = Death(lab, tap, "/large.bin")
 
         def states() -> set[str]:
             return {event["state"] for event in browser.told("Browser.downloadProgress")} - {"inProgress"}
@@ -271,7 +278,7 @@ def test_chromium_plays_a_video(lab: Lab, tap: Tap, large: Path, tmp_path: Path)
         page = browser.open("http://vip/page.html")
         fetching = page.fetching("http://vip/video.mp4")
         page.evaluate("reached(2)")
-        death = Death(lab, "/video.mp4")
+        death = Death(lab, tap, "/video.mp4")
         size = video.stat().st_size
         assert size // 4 < len(fetching.body) < size * 9 // 10
         assert page.evaluate("reached(Infinity)") == pytest.approx(_PLAYS, abs=0.1)
