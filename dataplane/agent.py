@@ -120,7 +120,7 @@ class Agent:
         self._unready = UnreadySet(self, self._registry)
         self._proving = Proving(self.interface, self._listening)
         self._guard = StallGuard(self._proving)
-        self._young = YoungConnections(self._proving, self.interface, self.has, self._young_decided)
+        self._young = YoungConnections(self._proving, self.interface, self.has, self._young_decided, self._young_joined)
         self.passive = PassivePorts(self._young.awaited)
         self._link = ControllerLink(self._configuration.agents, self)
         orphans.destroy(self._services())
@@ -420,6 +420,11 @@ class Agent:
     def _young_decided(self, takeover: int, connection: FourTuple, reason: str | None) -> None:
         resumed, reset = ([connection.id], []) if reason is None else ([], [(connection.id, reason)])
         self._link.send(messages.Young(takeover, resumed, reset))
+
+    def _young_joined(self, connection: FourTuple, proof: Proof) -> None:
+        live = self._connections.get(connection)
+        if live is not None:  # else its protocol did not want it
+            self._guard.watch(live, proof)
 
     def has(self, connection: FourTuple) -> bool:
         return connection in self._connections

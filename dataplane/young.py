@@ -54,12 +54,15 @@ class YoungConnections:
         interface: int,
         has: Callable[[FourTuple], bool],
         told: Callable[[int, FourTuple, str | None], None],
+        joined: Callable[[FourTuple, Proof], None],
     ) -> None:
         """`interface`: index of the one towards the clients, see `socket_address`. `has`: lives it here already? `told`
-        is called with a takeover's number, a connection, and why it was reset; None: it was resumed."""
+        is called with a takeover's number, a connection, and why it was reset; None: it was resumed. `joined` is called
+        when such a connection was handed to its bundle."""
         self._proving = proving
         self._has = has
         self._told = told
+        self._joined = joined
         self._interface = interface
         self._loop = asyncio.get_running_loop()
         self._unclaimed: dict[_Place, list[_Young]] = {}
@@ -111,6 +114,7 @@ class YoungConnections:
             return
         self._told(young.takeover, young.connection, None)
         listening.accepted(sock, (listening.client, young.connection.destination_port))
+        self._joined(young.connection, proof)
 
     def _unwanted(self, place: _Place, young: _Young) -> None:
         """If its client has it, that is told, so that it does not wait for ever. Many have ended long ago."""

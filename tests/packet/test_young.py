@@ -127,6 +127,7 @@ class Heir:
     live: set[FourTuple]
     fates: list[str | None]
     accepted: list[tuple[socket.socket, tuple[str, int]]] = field(default_factory=list)
+    joined: list[tuple[FourTuple, Proof]] = field(default_factory=list)
 
     def awaits(self, one: Opened) -> Listening:
         vip, port = one.server.getsockname()
@@ -145,9 +146,16 @@ def at_the_heir(test: Callable[[Heir, Opened], Awaitable[None]]) -> None:
             assert takeover == 7 and connection == one.handshake.connection
             fates.append(reason)
 
-        connections = YoungConnections(net, 0, live.__contains__, told)  # type: ignore[arg-type]
+        joined = list[tuple[FourTuple, Proof]]()
+        connections = YoungConnections(
+            net,  # type: ignore[arg-type]
+            0,
+            live.__contains__,
+            told,
+            lambda connection, proof: joined.append((connection, proof)),
+        )
         ports = PassivePorts(connections.awaited)
-        heir = Heir(net, connections, ports, live, fates)
+        heir = Heir(net, connections, ports, live, fates, joined=joined)
         with opened() as one:
             repair.abandon(one.server.dup())
             try:
@@ -170,6 +178,7 @@ def test_who_is_awaited_and_proves_itself_is_accepted() -> None:
         heir.net.decide(one.proof())
         ((sock, peer),) = heir.accepted
         assert peer == one.client.getsockname()
+        assert heir.joined == [(one.handshake.connection, one.proof())]
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, b"from the heir")
         assert await asyncio.to_thread(one.client.recv, 100) == b"from the heir"

@@ -28,6 +28,8 @@ SIZE = 4 << 20
 MOMENTS = (0, 0.8, 1.6, 2.5, 5)
 """Milliseconds between the command and the death."""
 _TIMEOUT = 20.0
+_REPAIRED = 1.5
+"""Seconds: half of what the kernel's timer takes for a flight without a round-trip sample."""
 _LAST_LINE = re.compile(rb"^\d{3} [^\r\n]*\r\n", re.MULTILINE)
 
 
@@ -328,6 +330,25 @@ def test_a_passive_data_connection_that_was_just_opened_brings_the_file(
         client.killed(milliseconds)
         assert everything(data) == (docroot / "object.bin").read_bytes()
         assert client.reply().startswith("150 ") and client.reply().startswith("226 ")
+        assert client.takeover()["reset"] == {}
+
+
+def test_the_first_flight_of_a_data_connection_that_no_checkpoint_had_is_watched_too(lab: Lab, docroot: Path) -> None:
+    """It is lost. The kernel, which has measured no round trip yet, would wait for seconds before it sends it again."""
+    with Client(lab) as client:
+        port = client.passive()
+        client.tell("RETR object.bin")
+        lab.until(lambda: waits_with_its_command(lab), "the transfer is not stored")
+        os.kill(lab.pid(client.owner), signal.SIGSTOP)
+        data = client.connected(port)
+        flight = f"ip saddr {client.service} tcp sport {port} meta length > 100"
+        with rules(lab, "c1", f"in {flight} quota 20 kbytes counter drop"):
+            client.killed()
+            began = time.monotonic()
+            assert everything(data) == (docroot / "object.bin").read_bytes()
+            assert time.monotonic() - began < _REPAIRED
+            listed = lab.run("c1", ["nft", "list", "table", "inet", "test"], capture_output=True, text=True, check=True)
+            assert "counter packets 0 " not in listed.stdout, "nothing was lost"
         assert client.takeover()["reset"] == {}
 
 
