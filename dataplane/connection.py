@@ -19,7 +19,7 @@ from dataplane import repair
 from dataplane.held_objects import HeldObjects
 from dataplane.host import Host, Related
 from dataplane.judge import Expectation, Proof
-from dataplane.objects import GeneratedObject, OpenObject
+from dataplane.objects import GeneratedObject, OpenObject, key_of
 from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
 from dataplane.stack import Application, TcpLayer, Timer, make_block
@@ -367,12 +367,18 @@ class LiveConnection:
         return self._bundle
 
     def send_object(self, opened: OpenObject | GeneratedObject, offset: int, length: int) -> Seq:
-        if not self._objects.hold(opened, idle=self.stream.finished):
+        if not self._objects.hold(opened, self._in_flight):
             self.reset()
             return self.stream.map.seq(self.stream.map.end)
         seq = self.stream.map.object(opened.ref, offset, length)
         self.schedule_checkpoint()
         return seq
+
+    def _in_flight(self, key: tuple[str, bytes]) -> bool:
+        """Bytes of an object that this names are planned, and the client may not have them."""
+        with contextlib.suppress(OSError):  # the connection has ended: what is planned is not sent
+            self._learn_acknowledged()
+        return any(key_of(ref) == key for ref in self.stream.map.objects)
 
     def associate(self, identifier: str, offset: int = 0, length: int | None = None) -> Seq:
         seq = self.stream.map.associate(identifier, offset, length)

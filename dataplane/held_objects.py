@@ -22,13 +22,13 @@ class HeldObjects:
         self._digest_known: Callable[[ObjectRef, ObjectRef], None] | None = digest_known
         self._held = {key_of(each.ref): each for each in opened}
 
-    def hold(self, opened: Opened, *, idle: bool) -> bool:
-        """From now on it is the connection's. False: another version of this file is in the flight (`idle`: there is
-        none), and nothing in the sequence map would tell them apart."""
+    def hold(self, opened: Opened, in_flight: Callable[[tuple[str, bytes]], bool]) -> bool:
+        """From now on it is the connection's. False: bytes of another version of this file are planned and not
+        acknowledged (`in_flight` is asked), and nothing in the sequence map would tell the two apart."""
         key = key_of(opened.ref)
         held = self._held.get(key)
         if held is not None and _file(held) is not _file(opened):
-            if not idle:
+            if in_flight(key):
                 self._root.release(opened)
                 return False
             self._root.release(held)
