@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -21,7 +22,15 @@ from state.messages import FromController, Hello, Message
 
 STORE_LIMIT = 0.25
 _FREED_AT_ONCE = 8
-_RETRY_FIRST, _RETRY_LAST = 0.05, 1.0
+_RETRY_FIRST, _RETRY_LAST = 0.05, 0.25
+_CONNECT_SECONDS = 0.5
+"""With the pause before it less than the grace that a controller gives after its own restart (1 s): agents that live
+are back by then."""
+_UNHEARD_MS = 5000
+"""Milliseconds that what was sent may stay unacknowledged: less than a host needs to start again, and long for a
+controller that is only stopped, whose window has closed. Heartbeats make sure that something always is sent."""
+_BACKLOG_LIMIT = 64 * 1024 * 1024
+"""Bytes that a controller which does not read may leave here."""
 _CLOSE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -64,13 +73,14 @@ class ControllerLink(asyncio.Protocol):
         failures = 0
         while not self._closing:
             welcomed = False
+            self._lost = self._loop.create_future()  # it may be lost again before `create_connection` returns
             try:
-                await self._loop.create_connection(lambda: self, self._address.host, self._address.port)
-            except OSError as error:
+                connecting = self._loop.create_connection(lambda: self, self._address.host, self._address.port)
+                await asyncio.wait_for(connecting, _CONNECT_SECONDS)
+            except OSError as error:  # TimeoutError is one
                 if failures == 0:
-                    _log.warning("controller %s: %s; trying again", self._address, error)
+                    _log.warning("controller %s: %s; trying again", self._address, str(error) or "no answer")
             else:
-                self._lost = self._loop.create_future()
                 welcomed = await self._lost
             if self._held is not None:
                 await self._held
@@ -89,7 +99,9 @@ class ControllerLink(asyncio.Protocol):
     # --- asyncio.Protocol ---
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        prefer(self._loop, transport.get_extra_info("socket").fileno())
+        sock = transport.get_extra_info("socket")
+        prefer(self._loop, sock.fileno())
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_MS)
         self._transport = transport
         self._reader = messages.FrameReader(from_agent=False)
         self.send(self._orders.hello())
@@ -139,8 +151,12 @@ class ControllerLink(asyncio.Protocol):
     # --- what the agent sends ---
     def send(self, message: Message) -> None:
         """Dropped when there is no connection: everything that matters is sent again after `Welcome`."""
-        if self._transport is not None:
-            self._transport.write(messages.encode(message))
+        if self._transport is None:
+            return
+        self._transport.write(messages.encode(message))
+        if self._transport.get_write_buffer_size() > _BACKLOG_LIMIT:
+            _log.error("controller %s does not read: disconnected", self._address)
+            self._transport.abort()
 
     def store(self, block: bytes, stored: Callable[[], None]) -> None:
         """Have the block stored; `stored` is called once it is, or once nobody can."""

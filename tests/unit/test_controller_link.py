@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from typing import Any
 
 import pytest
 
+from dataplane import controller_link
 from dataplane.controller_link import ControllerLink
 from state import messages
 from state.configuration import Address
@@ -96,3 +99,97 @@ def test_a_checkpoint_that_was_refused_lets_its_connection_go_on_unprotected_and
 
     assert asyncio.run(dialogue()) == (0, 1)
     assert "epoch: goes back from 3 to 2" in caplog.text
+
+
+def test_a_connection_that_is_lost_as_soon_as_it_is_made_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller dies between the end of the handshake and the agent's first word: asyncio tells of the end before
+    it tells that the connection was made."""
+
+    async def dialogue() -> int:
+        async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(messages.encode(messages.Welcome(3)))
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(controller, "127.0.0.1", 0)
+        loop, agent = asyncio.get_running_loop(), Agent()
+        link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
+        create = loop.create_connection
+
+        async def lost_at_once(*arguments: Any) -> Any:
+            monkeypatch.setattr(loop, "create_connection", create)
+            made = await create(*arguments)
+            made[0].abort()
+            while not agent.lost:
+                await asyncio.sleep(0)
+            return made
+
+        monkeypatch.setattr(loop, "create_connection", lost_at_once)
+        running = asyncio.create_task(link.run())
+        await asyncio.wait_for(agent.welcomed.wait(), 5)
+        await link.close()
+        await asyncio.wait_for(running, 5)
+        server.close()
+        return agent.lost
+
+    assert asyncio.run(dialogue()) == 2
+
+
+def test_a_controller_that_does_not_read_does_not_fill_its_agents_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_link, "_BACKLOG_LIMIT", 1 << 20)
+
+    async def dialogue() -> None:
+        connections: list[asyncio.StreamWriter] = []
+
+        async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections.append(writer)
+            writer.write(messages.encode(messages.Welcome(3)))
+
+        server = await asyncio.start_server(controller, "127.0.0.1", 0, limit=1024)
+        agent = Agent()
+        link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
+        running = asyncio.create_task(link.run())
+        await agent.welcomed.wait()
+        went_on = 0
+
+        def stored() -> None:
+            nonlocal went_on
+            went_on += 1
+
+        sent = 0
+        while not agent.lost:
+            link.store(bytes(60_000), stored)
+            sent += 1
+            assert sent < 1000, "it keeps everything"
+            await asyncio.sleep(0)
+        await link.close()
+        running.cancel()
+        assert link.unprotected >= sent - 1
+        server.close()
+        for writer in connections:
+            writer.close()
+
+    asyncio.run(dialogue())
+
+
+def test_a_host_that_is_gone_without_a_word_is_noticed() -> None:
+    async def dialogue() -> int:
+        async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(messages.encode(messages.Welcome(3)))
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(controller, "127.0.0.1", 0)
+        agent = Agent()
+        link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
+        running = asyncio.create_task(link.run())
+        await agent.welcomed.wait()
+        assert link._transport is not None
+        sock = link._transport.get_extra_info("socket")
+        limit = int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+        await link.close()
+        await asyncio.wait_for(running, 5)
+        server.close()
+        return limit
+
+    assert 0 < asyncio.run(dialogue()) <= 10_000
