@@ -263,6 +263,7 @@ class Agent:
                 snapshot.irs,
                 protected=service.protected,
             )
+            self._proving.begins_anew(connection)
             self._register(live)
             live.start()
 
@@ -289,9 +290,12 @@ class Agent:
         self._link.store(block, stored)
 
     def ended(self, connection: LiveConnection) -> None:
-        if self._connections.get(connection.connection) is connection:
+        living = self._connections.get(connection.connection)
+        if living is connection:
             del self._connections[connection.connection]
             self._admission.left(connection.connection.destination)
+        elif living is not None:
+            return  # its client has begun another from the same port, and that one's checkpoint must stay
         if not self._handing_in:  # then it did not end
             if connection.related is not None:
                 self._torn[connection] = connection.related

@@ -135,6 +135,7 @@ class AnswerSocket:
         self._sock = socket.socket(socket.AF_PACKET, kind, socket.htons(_ETH_P[len(vip)]))
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         self._vip = vip
+        self.closed = False
         self.hear_plainly(())
 
     def hear_plainly(self, ports: Sequence[int]) -> None:
@@ -158,6 +159,7 @@ class AnswerSocket:
 
     def close(self) -> None:
         """On a thread: the kernel waits for its readers (synchronize_net), some 10 ms."""
+        self.closed = True
         threading.Thread(target=self._sock.close, name="answers-close", daemon=True).start()
 
 

@@ -6,8 +6,8 @@ whose time is over, `deadline()` says when to call again. A connection leaves wi
 
 Re-probing backs off from 1 ms (longer if there are many, or if answers take long) to 250 ms, and for a client of which
 nothing is heard to 2 s. Every probe has a fresh random byte and all of them stay valid: whichever is answered, the
-answer came after the fence. The first probes lie up to 2**30 below what is acknowledged; every third is near, for a
-stateful firewall that drops the far ones.
+answer came after the fence. Two of three lie up to 2**30 below what is acknowledged; the second of three is near, for a
+stateful firewall that drops the far ones, or answers them with RST.
 
 Clients that cannot name the byte (`judge` says what each kind of proof is):
 
@@ -29,6 +29,7 @@ from __future__ import annotations
 import heapq
 import math
 import secrets
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,6 +39,7 @@ from dataplane import segment as tcp
 from dataplane.judge import Doubt, Expectation, Proof, claim, proven
 from dataplane.segment import Segment
 from dataplane.sequence import Seq
+from state.datablock import FourTuple
 from state.errors import SegmentMalformed
 from state.messages import CLOSE_MARK
 
@@ -161,6 +163,7 @@ class Prover:
         self.plain_added = 0
         """Grows with every connection that comes to `plain`."""
         self._dismissed: dict[Key, tuple[Expectation, float]] = {}
+        self._dismissals: deque[tuple[float, Key]] = deque()
         self.replies: list[bytes] = []
         """IP packets that answer what was received; whoever sends them takes them off."""
 
@@ -271,10 +274,14 @@ class Prover:
                 packets.append(_towards_client(expected, claimed.ack, window=_ECHO_WINDOW, tsval=echo))
             del candidate.echoes[:-_ECHOES_REMEMBERED]
         candidate.tries += 1
-        challenge = self._challenge(expected, _NEAR if candidate.tries % 3 == 0 else _FAR)
+        near = candidate.tries % 3 == 2
+        challenge = self._challenge(expected, _NEAR if near else _FAR)
         candidate.challenges.append(challenge)
         del candidate.challenges[:-_PROBES_REMEMBERED]
-        packets.append(_towards_client(expected, challenge, payload=b"\0", tsval=expected.tsval))
+        # A router before the client may take a far one for no part of the connection, and answer it with RST as if it
+        # were the client (Linux's conntrack: INVALID, so not translated, and nobody's). RST says which was answered.
+        ack = expected.rcv_nxt if near else expected.rcv_nxt - 1
+        packets.append(_towards_client(expected, challenge, ack=ack, payload=b"\0", tsval=expected.tsval))
         return packets
 
     def _challenge(self, expected: Expectation, reach: int) -> Seq:
@@ -318,12 +325,18 @@ class Prover:
     def dismiss(self, expected: Expectation, standing: Proof | None, now: float) -> bytes:
         """The RST for a connection that nobody goes on with; its client may stand where nobody knows. So what the
         client says in the next seconds is answered with another, exactly where it is."""
-        while self._dismissed and next(iter(self._dismissed.values()))[1] <= now:
-            del self._dismissed[next(iter(self._dismissed))]
+        while self._dismissals and self._dismissals[0][0] <= now:
+            until, old = self._dismissals.popleft()
+            if old in self._dismissed and self._dismissed[old][1] == until:
+                del self._dismissed[old]
         key = key_of(expected)
-        self._dismissed.pop(key, None)
         self._dismissed[key] = (expected, now + _DISMISSING)
+        self._dismissals.append((now + _DISMISSING, key))
         return reset_segment(expected, standing, CLOSE_MARK)
+
+    def readmit(self, connection: FourTuple) -> None:
+        """A client begins anew from the same port: what it says now is not of the connection that was dismissed."""
+        self._dismissed.pop(_key(connection), None)
 
     def _answer_dismissed(self, key: Key, segment: Segment, now: float) -> None:
         expected, until = self._dismissed.get(key, (None, 0.0))
@@ -396,7 +409,10 @@ def _towards_client(
 
 
 def key_of(expected: Expectation) -> Key:
-    connection = expected.connection
+    return _key(expected.connection)
+
+
+def _key(connection: FourTuple) -> Key:
     return (connection.destination, connection.destination_port, connection.source, connection.source_port)
 
 

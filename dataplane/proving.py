@@ -16,6 +16,7 @@ from dataplane.event_loop import SECONDS_PER_TURN, prefer
 from dataplane.judge import Expectation, Proof
 from dataplane.packet_socket import AnswerSocket, ProbeSocket, hush, unhush
 from dataplane.prover import Key, Patience, Prover, Verdict, nudge_segment
+from state.datablock import FourTuple
 
 _IDLE_SECONDS = 1.0
 _PACKETS_AT_ONCE = 32
@@ -93,6 +94,10 @@ class Proving:
         for later in _NUDGES:
             self._loop.call_later(later, self._probes.send, nudge_segment(expected))
 
+    def begins_anew(self, connection: FourTuple) -> None:
+        """A client was accepted: if an earlier connection from its port was dismissed, that is over."""
+        self.prover.readmit(connection)
+
     def turn(self) -> None:
         """Send what is due, tell who waited in vain, and set the timer for what comes next."""
         self._turning = False
@@ -127,7 +132,7 @@ class Proving:
             answers.hear_plainly(sorted({port for _, port, to, _ in self.prover.plain if to == vip}))
 
     def _answered(self, answers: AnswerSocket) -> None:
-        if answers.fileno() < 0:
+        if answers.closed:
             return  # all were decided before its turn came again
         now, due = self._loop.time(), self.prover.deadline()
         until = time.perf_counter() + 2 * SECONDS_PER_TURN
@@ -151,6 +156,7 @@ class Proving:
 
     def _rest(self) -> None:
         self._idle = None
+        self._behind = False  # what waits there is nobody's answer
         for answers in self._answers.values():
             self._loop.remove_reader(answers.fileno())
             answers.close()

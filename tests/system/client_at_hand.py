@@ -199,17 +199,21 @@ def _protocol(client: Client) -> str:
     return "ip6" if ":" in client.service else "ip"
 
 
+def sequence_numbers(first: int, count: int) -> list[str]:
+    """Of a rule: so many numbers from `first` on; two ranges where they wrap."""
+    first, last = first % 2**32, first % 2**32 + count
+    return [f"{first}-{min(last, 2**32 - 1)}", *([f"0-{last - 2**32}"] if last >= 2**32 else [])]
+
+
 @contextmanager
 def held_back(client: Client, position: int) -> Iterator[None]:
     """Data or a FIN that begins at this position of the stream to the client, or later, does not arrive."""
     connection = client.connection()
     assert connection is not None
     first = (connection["checkpoint"]["iss"] + 1 + position) % 2**32
-    last = first + 2**30
-    ranges = [(first, min(last, 2**32 - 1))] + ([(0, last - 2**32)] if last >= 2**32 else [])
     dropped = [
-        f"in {to(client)} tcp sequence {a}-{b} {what} drop"
-        for a, b in ranges
+        f"in {to(client)} tcp sequence {numbers} {what} drop"
+        for numbers in sequence_numbers(first, 2**30)
         for what in ("meta length > 100", "tcp flags & fin == fin")
     ]
     with rules(client.lab, client.host, *dropped):

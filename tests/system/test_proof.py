@@ -3,6 +3,7 @@ connection whose first flight is lost does not wait for the kernel's timer."""
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.system.client_at_hand import (
     held_back,
     kind_of_client,
     rules,
+    sequence_numbers,
     settings,
     settled,
     to,
@@ -146,6 +148,27 @@ def test_lost_probes_and_lost_answers_only_cost_time(lab: Lab, kind: str, lost: 
             lab.run("c1", ["nft", f"add rule inet test {rule}"], check=True)
             client.killed()
             checked(settled(lab, before))
+        assert client.answer() == content(lab, "/1m")
+
+
+def test_a_router_that_resets_what_it_takes_for_no_part_of_a_connection_only_costs_time(lab: Lab, kind: str) -> None:
+    """As many do that translate addresses: what is far from their idea of the window is nobody's, and answered so."""
+    before = len(lab.takeovers())
+    with Client(lab) as client:
+        client.owner()
+        with held_back(client, 20_000):
+            client.ask("/1m")
+            client.wait_unread(20_000)
+            far = int(client.rcv_nxt()) - 2**31
+            rules_of_the_router = [
+                f"in {to(client)} tcp sequence {numbers} counter reject with tcp reset"
+                for numbers in sequence_numbers(far, 2**31 - 65_535)
+            ]
+            lab.run("c1", ["nft", "\n".join(f"add rule inet test {rule}" for rule in rules_of_the_router)], check=True)
+            client.killed()
+            checked(settled(lab, before))
+            listed = lab.run("c1", ["nft", "list", "table", "inet", "test"], capture_output=True, text=True, check=True)
+            assert re.search(r"counter packets [1-9].* reject", listed.stdout), "no probe was far"
         assert client.answer() == content(lab, "/1m")
 
 
