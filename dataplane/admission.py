@@ -6,17 +6,14 @@ died: it is counted and always finds room, so the bound stays below what the pro
 
 from __future__ import annotations
 
-import ctypes
 import resource
 import socket
-import struct
 from collections import Counter
+
+from dataplane.packet_socket import deafen
 
 _DESCRIPTORS_KEPT = 512
 """For files, the control connection, and connections that are taken over beyond the bound."""
-_SO_ATTACH_FILTER = 26
-_RET = 0x06  # linux/bpf_common.h
-
 TOO_MANY = "too many connections"
 TOO_MANY_OF_ONE = "too many connections of one client"
 
@@ -73,5 +70,4 @@ def shut(listener: socket.socket) -> None:
 
     A client repeats its SYN after a second, and reaches whoever serves the address then.
     """
-    code = ctypes.create_string_buffer(struct.pack("HBBI", _RET, 0, 0, 0))
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(code)))
+    deafen(listener)

@@ -43,6 +43,7 @@ CLIENT_SILENT = "client silent"
 NO_PROOF = "no proof from the client in time"
 NOT_RECREATED = "kernel refused the connection"
 INPUT_LOST = "input was lost with its server"
+ENDED = "ended by its protocol as it was resumed"
 _REASONS = {Doubt.GONE: CLIENT_GONE, Doubt.SILENT: CLIENT_SILENT, Doubt.UNPROVEN: NO_PROOF}
 _REPORT_SECONDS = 0.025
 _FIRST_FLIGHT = 4 * 1024
@@ -76,6 +77,7 @@ class Together:
 
     members: list[tuple[Unready, Proof, LiveConnection]]
     late: int = 0
+    given_up: bool = False
 
 
 class Adopter(Protocol):
@@ -276,6 +278,11 @@ class Takeover:
                 connection.resume(proof.position, _FIRST_FLIGHT)
             else:
                 connection.resume(proof.position)
+        if together.given_up:
+            return
+        for member in [member for member in together.members if member[2].over]:
+            together.members.remove(member)
+            self._count_reset(member[0], member[1], ENDED)
         if not together.late:
             self._all_resumed(together)
 
@@ -310,6 +317,7 @@ class Takeover:
 
     def _give_late_up(self, together: Together, reason: str) -> None:
         self._late.pop(together).cancel()
+        together.given_up = True
         for entry, proof, connection in together.members:
             connection.reset()
             self._count_reset(entry, proof, reason)

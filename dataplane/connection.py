@@ -20,6 +20,7 @@ from dataplane.held_objects import HeldObjects
 from dataplane.host import Host, Related
 from dataplane.judge import Expectation, Proof
 from dataplane.objects import GeneratedObject, OpenObject, key_of
+from dataplane.packet_socket import deafen
 from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
 from dataplane.stack import Application, TcpLayer, Timer, make_block
@@ -191,7 +192,11 @@ class LiveConnection:
             self.reset()
 
     def _read_all(self) -> None:
-        """Take in what the kernel has acknowledged: bytes, and a FIN, which no count of unread bytes shows."""
+        """Take in what the kernel has acknowledged: bytes, and a FIN, which no count of unread bytes shows. It
+        acknowledges nothing more: this kernel's connection is about to be abandoned."""
+        if self._over:
+            return
+        deafen(self._sock)
         while not self._over and not self.stream.input_ended:
             try:
                 self._sock.recv(1, socket.MSG_PEEK)

@@ -109,6 +109,12 @@ def attach(sock: socket.socket, code: bytes) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
+def deafen(sock: socket.socket) -> None:
+    """From now on the kernel drops what is sent to this TCP socket, before it is looked at: nothing is acknowledged or
+    answered. Raises `OSError`."""
+    attach(sock, struct.pack("HBBI", _RET, 0, 0, 0))
+
+
 def hush(listener: socket.socket) -> None:
     """Let the kernel not answer the answers to probes with RST while it has no socket for their connections.
 

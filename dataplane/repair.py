@@ -126,6 +126,7 @@ def prepare(family_: int) -> socket.socket:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_ON)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # as `read` does
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as accepted sockets have it
     except OSError as error:
         sock.close()
         raise RepairError(f"TCP_REPAIR: {error}") from None

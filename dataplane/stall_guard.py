@@ -206,12 +206,24 @@ class StallGuard:
         try:
             step = watch.proven(outcome, connection.acked_position(), connection.snd_nxt_position())
             if step is Step.REBUILD:
-                _log.info("%s is made anew at %d", connection.connection.id, outcome.position)
-                connection.rebuild(outcome)
-                watch.rebuilt(outcome)
-                self.counts["rebuilt"] += 1
-        except (OSError, RepairError):
+                self._rebuild(connection, watch, outcome)
+        except OSError:
             self.counts["lost"] += 1
             connection.lost()
+        if not connection.over:
+            self._again(connection, watch)
+
+    def _rebuild(self, connection: LiveConnection, watch: Watch, proof: Proof) -> None:
+        """Raises `OSError` when the kernel's connection is over."""
+        expected = connection.expectation()
+        _log.info("%s is made anew at %d", connection.connection.id, proof.position)
+        try:
+            connection.rebuild(proof)
+        except RepairError as error:  # nobody has it any more, and its client does not know
+            _log.warning("%s; the connection is reset", error)
+            self.counts["lost"] += 1
+            connection.lost()
+            self._proving.dismiss(expected, proof)
             return
-        self._again(connection, watch)
+        watch.rebuilt(proof)
+        self.counts["rebuilt"] += 1

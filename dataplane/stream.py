@@ -45,8 +45,10 @@ class ByteStream:
     def __init__(self, map_: SequenceMap) -> None:
         self.map = map_
         self.sent = map_.acked
-        self.reached = map_.acked
-        """Up to here the client may have bytes, in order or not: what is planned below stays as it is."""
+        self._reached = map_.acked
+        self._unnamed = map_.acked
+        """Up to here the client may hold bytes that an earlier owner sent: an answer has room to name three islands,
+        and that of a client without SACK names none."""
         self.stored = map_.acked
         """Up to here a stored checkpoint covers the stream."""
         self.released: int | None = None
@@ -63,7 +65,8 @@ class ByteStream:
         """The stream of a checkpoint, where the client has proven to stand."""
         stream = cls(SequenceMap.restored(iss, section.acked, section.objects, section.extents, section.labels))
         stream.rewind(proof)
-        stream.reached = max(stream.reached, min(section.sent, stream.map.end))
+        stream._reached = max(stream._reached, min(section.sent, stream.map.end))
+        stream._unnamed = min(proof.position + proof.window, stream.map.end)
         stream.stored = stream.map.end  # the old owner's checkpoint covers it all
         stream.received = section.received
         stream.input_ended = section.input_ended
@@ -90,6 +93,13 @@ class ByteStream:
         """Up to here bytes may go to the kernel: a checkpoint covers them, and the application has released them."""
         return self.stored if self.released is None else min(self.stored, self.released)
 
+    @property
+    def reached(self) -> int:
+        """Up to here the client may have bytes, in order or not: what is planned below stays as it is. What is paced
+        (`released`) an earlier owner has not sent sooner, either."""
+        unnamed = self._unnamed if self.released is None else min(self._unnamed, self.released)
+        return max(self._reached, unnamed)
+
     def truncate(self, position: int) -> None:
         """Plan nothing from `position` on. Raises `MapError` when the client may have bytes from there on, sent by this
         server or by an earlier owner, or when none are planned.
@@ -105,13 +115,13 @@ class ByteStream:
     def rewind(self, proof: Proof) -> None:
         """The kernel's connection is made anew from this proof: everything beyond it is to be sent again."""
         self.sent = min(proof.position, self.map.end)
-        self.reached = max(self.reached, self.sent, proof.sacked)
+        self._reached = max(self._reached, self.sent, proof.sacked)
         self.map.acknowledge(self.sent)
 
     def handed_over(self, count: int) -> bool:
         """The kernel took `count` bytes. True when the checkpoint has grown old and must be made again."""
         self.sent += count
-        self.reached = max(self.reached, self.sent)
+        self._reached = max(self._reached, self.sent)
         if self.sent >= self._refresh_at:
             self._refresh_at = self.sent + REFRESH_BYTES
             return True

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dataplane.judge import Proof
 from dataplane.sequence_map import MapError, ObjectByte, SequenceMap
@@ -152,10 +153,23 @@ def test_what_the_client_may_have_stays_planned() -> None:
 def test_what_an_earlier_owner_sent_stays_planned() -> None:
     section = stream_section(acked=150, sent=5000)
     for found, reached in ((proof(300), 5000), (proof(300, sacked=7000), 7000), (proof(6000), 6000)):
-        stream = ByteStream.resumed(ISS, section, found)
+        stream = ByteStream.resumed(ISS, section, replace(found, window=0))
         with pytest.raises(MapError, match=str(reached)):
             stream.truncate(reached - 1)
         stream.truncate(reached)
+
+
+def test_what_the_client_may_hold_unnamed_stays_planned() -> None:
+    """It has no SACK, or holds more islands than an answer has room for: anything in its window, as far as an earlier
+    owner may have sent by now."""
+    section = stream_section(acked=150, sent=300)
+    stream = ByteStream.resumed(ISS, section, replace(proof(300), window=2000))
+    assert stream.reached == 2300
+    stream.released = 1500
+    with pytest.raises(MapError, match="1500"):
+        stream.truncate(1499)
+    stream.truncate(1500)
+    assert ByteStream.resumed(ISS, section, replace(proof(300), window=1 << 30)).reached == END
 
 
 @given(
