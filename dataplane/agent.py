@@ -289,6 +289,9 @@ class Agent:
     def store(self, block: bytes, stored: Callable[[], None]) -> None:
         self._link.store(block, stored)
 
+    def checkpoint_later(self, connection: LiveConnection) -> None:
+        self._checkpoints.extend((connection,))
+
     def ended(self, connection: LiveConnection) -> None:
         living = self._connections.get(connection.connection)
         if living is connection:

@@ -95,8 +95,8 @@ def groups(candidates: Iterable[Candidate], alone: Container[str] = ()) -> tuple
     for name, control in controls.items():
         listed = _listed(control)
         here = parts.pop(name, [])
-        over += [part.key for part in here if part.connection.id not in listed]
-        here = [part for part in here if part.connection.id in listed]
+        over += [part.key for part in here if part.connection not in listed]
+        here = [part for part in here if part.connection in listed]
         group = Group(control.key, {control.key: CONTROL})
         if len(here) < len(listed):
             group.doom = PART_MISSING
@@ -111,15 +111,15 @@ def groups(candidates: Iterable[Candidate], alone: Container[str] = ()) -> tuple
     return found, over
 
 
-def _listed(control: Candidate) -> set[str]:
-    """Ids of the TCP connections that the control connection's block names."""
+def _listed(control: Candidate) -> set[FourTuple]:
+    """The TCP connections that the control connection's block names."""
     return {
         FourTuple(
             control.connection.source,
             part.local_port,
             ipaddress.ip_address(part.remote_address).packed,
             part.remote_port,
-        ).id
+        )
         for part in control.section.parts
         if part.transport == "tcp" and part.remote_address
     }

@@ -34,7 +34,7 @@ from dataplane.unready import Unready
 from state.datablock import FourTuple
 from state.errors import TakeoverError
 from state.messages import LIMIT_COMPARISONS, Comparison
-from state.sections import ObjectRef, TcpSection
+from state.sections import CONTROL, ObjectRef, TcpSection
 
 RESUMED = "resumed"
 CLIENT_GONE = "client gone"
@@ -43,7 +43,7 @@ CLIENT_SILENT = "client silent"
 NO_PROOF = "no proof from the client in time"
 NOT_RECREATED = "kernel refused the connection"
 INPUT_LOST = "input was lost with its server"
-ENDED = "ended by its protocol as it was resumed"
+ENDED = "reset by its protocol as it was resumed"
 _REASONS = {Doubt.GONE: CLIENT_GONE, Doubt.SILENT: CLIENT_SILENT, Doubt.UNPROVEN: NO_PROOF}
 _REPORT_SECONDS = 0.025
 _FIRST_FLIGHT = 4 * 1024
@@ -119,6 +119,10 @@ class Takeover:
         self._unready = unready
         self._unasked: Paced[Unready] = Paced(self._ask, proving.ready)
         self._waiting: dict[Key, Unready] = {}
+        self._bundles: dict[str, list[Candidate]] = {}
+        """By id; those of which nobody was asked yet."""
+        self._alone: set[str] = set()
+        """Ids of connections that say nothing of a bundle, if there is a part whose control connection is not here."""
         self._groups: dict[Key, Group] = {}
         self._over: set[Key] = set()
         """Connections of bundles that had ended, and only their owner had not said so yet."""
@@ -136,21 +140,28 @@ class Takeover:
     def begin(self) -> None:
         """The fence stands: probe every connection, in portions: the queues of switches and of clients are short."""
         self._began = time.perf_counter()
-        candidates = [
-            Candidate(prover_key(entry.expected), entry.header.connection, entry.bundle, entry.stream)
-            for entry in self._unready
-            if entry.bundle is not None and not self._adopter.has(entry.header.connection)
-        ]
-        alone = {entry.header.connection.id for entry in self._unready if entry.bundle is None} if candidates else set()
-        groups_, over = groups(candidates, alone)
-        self._groups, self._over = groups_, set(over)
+        for entry in self._unready:
+            if entry.bundle is not None and not self._adopter.has(entry.header.connection):
+                key = prover_key(entry.expected)
+                candidate = Candidate(key, entry.header.connection, entry.bundle, entry.stream)
+                self._bundles.setdefault(entry.bundle.id, []).append(candidate)
+        if any(all(one.section.role != CONTROL for one in bundle) for bundle in self._bundles.values()):
+            self._alone = {entry.header.connection.id for entry in self._unready if entry.bundle is None}
         # The more was planned, the likelier a client waits for some of it.
         self._unready.sort(key=lambda entry: entry.expected.acked - entry.expected.end)
         self._unasked.extend(self._unready)
         self._unready = []
         self._schedule_report()
 
+    def _look_at_bundle(self, identifier: str) -> None:
+        """Once, when the first of its connections is to be asked: there may be thousands."""
+        found, over = groups(self._bundles.pop(identifier, ()), self._alone)
+        self._groups.update(found)
+        self._over.update(over)
+
     def _ask(self, entry: Unready) -> None:
+        if entry.bundle is not None:
+            self._look_at_bundle(entry.bundle.id)
         if self._adopter.has(entry.header.connection):
             # After its own restart the controller may not know yet that it was adopted here already.
             self._progress.resumed.append(entry.header.connection.id)
@@ -280,7 +291,7 @@ class Takeover:
                 connection.resume(proof.position)
         if together.given_up:
             return
-        for member in [member for member in together.members if member[2].over]:
+        for member in [member for member in together.members if member[2].was_reset]:
             together.members.remove(member)
             self._count_reset(member[0], member[1], ENDED)
         if not together.late:

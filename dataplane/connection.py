@@ -81,6 +81,8 @@ class LiveConnection:
         self._writing = False
         self._shut = False
         self._over = False
+        self.was_reset = False
+        """It ended because this side wanted it to end at once."""
         self._tail: Tail | None = None
         self._discarded = 0
         self._held = False
@@ -372,18 +374,20 @@ class LiveConnection:
         return self._bundle
 
     def send_object(self, opened: OpenObject | GeneratedObject, offset: int, length: int) -> Seq:
-        if not self._objects.hold(opened, self._in_flight):
+        if opened not in self._objects:
+            self._objects.keep(self._keys_in_flight())
+        if not self._objects.hold(opened, lambda key: key in self._keys_in_flight()):
             self.reset()
             return self.stream.map.seq(self.stream.map.end)
         seq = self.stream.map.object(opened.ref, offset, length)
         self.schedule_checkpoint()
         return seq
 
-    def _in_flight(self, key: tuple[str, bytes]) -> bool:
-        """Bytes of an object that this names are planned, and the client may not have them."""
+    def _keys_in_flight(self) -> set[tuple[str, bytes]]:
+        """Of the objects of which bytes are planned that the client may not have."""
         with contextlib.suppress(OSError):  # the connection has ended: what is planned is not sent
             self._learn_acknowledged()
-        return any(key_of(ref) == key for ref in self.stream.map.objects)
+        return {key_of(ref) for ref in self.stream.map.objects}
 
     def associate(self, identifier: str, offset: int = 0, length: int | None = None) -> Seq:
         seq = self.stream.map.associate(identifier, offset, length)
@@ -447,6 +451,7 @@ class LiveConnection:
     def reset(self) -> None:
         if self._over:
             return
+        self.was_reset = True
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, repair.ABORT)
         self._end()
 
@@ -484,7 +489,7 @@ class LiveConnection:
 
     def _digest_known(self, old: ObjectRef, new: ObjectRef) -> None:
         if not self._over and self.stream.map.update_object(old, new):
-            self.schedule_checkpoint()
+            self._host.checkpoint_later(self)  # all that send the object hear of it at once
 
     # --- checkpoints ---
     def schedule_checkpoint(self) -> None:

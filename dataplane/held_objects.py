@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from dataplane.objects import DocumentRoot, GeneratedObject, OpenObject, key_of
 from state.sections import ObjectRef
@@ -41,6 +41,15 @@ class HeldObjects:
         if not file.ref.digest:
             file.digest_known.append(functools.partial(self._now_known, opened))
         return True
+
+    def keep(self, keys: Container[tuple[str, bytes]]) -> None:
+        """Let go of all others: their client has what was sent of them."""
+        for key in [key for key in self._held if key not in keys]:
+            self._root.release(self._held.pop(key))
+
+    def __contains__(self, opened: Opened) -> bool:
+        """Something is held by this name."""
+        return key_of(opened.ref) in self._held
 
     def _now_known(self, opened: Opened, old: ObjectRef, new: ObjectRef) -> None:
         if isinstance(opened, GeneratedObject):

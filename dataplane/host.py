@@ -46,6 +46,9 @@ class Host(Protocol):
     def store(self, block: bytes, stored: Callable[[], None]) -> None:
         """Keep a checkpoint; call `stored` when it is safe."""
 
+    def checkpoint_later(self, connection: LiveConnection) -> None:
+        """Have it make a checkpoint when there is time: thousands may want to at once."""
+
     def ended(self, connection: LiveConnection) -> None: ...
 
     def bundle(self, connection: LiveConnection) -> Related:

@@ -13,11 +13,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dataplane import ApplicationKind, DataBlock, DocumentRoot, PartKind, segment
+from dataplane import ApplicationKind, DataBlock, DocumentRoot, PartKind, Stream, segment
 from dataplane.all_or_none import CONTROL_OVER, PART_MISSING
 from dataplane.backup import (
     CLIENT_GONE,
     CLIENT_SILENT,
+    ENDED,
     INPUT_LOST,
     NO_PROOF,
     NOT_RECREATED,
@@ -441,6 +442,39 @@ def test_input_that_one_has_lost_resets_all(tmp_path: Path) -> None:
         assert all(connection.over for connection in scene.backup.adopted)
 
     taken_over(tmp_path, three(), test, speaking=0.05)
+
+
+@pytest.mark.parametrize("missing", [0, 10])
+def test_one_whose_protocol_ends_it_as_it_is_resumed_is_counted_once_as_reset(tmp_path: Path, missing: int) -> None:
+    class Failing(NotingData):
+        def ready(self, stream: Stream, position: int) -> None:
+            raise ValueError("the author did not foresee this")
+
+    async def test(scene: TakingOver) -> None:
+        scene.entries[FIRST].application = Failing(scene.notes, "failing")
+        for port in ALL:
+            scene.proves(port, missing=missing if port == FIRST else 0)
+        resumed, reset = await scene.outcome()
+        told = [identifier for identifier, _ in scene.backup.reset] + scene.backup.resumed
+        assert sorted(told) == sorted(four(port).id for port in ALL)
+        if missing:  # what it lacked was waited for, and all stand or fall together
+            assert (resumed, reset) == (set(), dict.fromkeys(ALL, CLIENT_GONE))
+        else:
+            assert (resumed, reset) == ({CONTROL_PORT, SECOND}, {FIRST: ENDED})
+        assert scene.backup.waiting == 0
+
+    taken_over(tmp_path, three(), test)
+
+
+def test_what_is_recreated_sends_small_pieces_at_once_as_accepted_connections_do(tmp_path: Path) -> None:
+    async def test(scene: TakingOver) -> None:
+        for port in ALL:
+            scene.proves(port)
+        await scene.outcome()
+        socks = [connection._sock for connection in scene.backup.adopted]
+        assert [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in socks] == [1, 1, 1]
+
+    taken_over(tmp_path, three(), test)
 
 
 def test_a_connection_of_no_bundle_goes_its_own_way(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ class StoringHost:
         if self.stores:
             asyncio.get_running_loop().call_soon(stored)
 
+    def checkpoint_later(self, connection: LiveConnection) -> None:
+        connection.schedule_checkpoint()
+
     def ended(self, connection: LiveConnection) -> None:
         if connection not in self.connections:
             self.over.set()

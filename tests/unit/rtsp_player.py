@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -120,9 +121,14 @@ async def player(folder: Path, port: int = 0) -> AsyncIterator[Player]:
             yield Player(made)
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_FIRST_PORT = 20_000 + 1000 * (_WORKER % 12)
+"""Tests that run at the same time would take each other's ports: what is found free is let go of again."""
+
+
 def free_pair() -> int:
     """An even UDP port that is free with its successor."""
-    for port in range(20_000, 60_000, 2):
+    for port in range(_FIRST_PORT, 60_000, 2):
         try:
             for number in (port, port + 1):
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

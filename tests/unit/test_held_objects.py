@@ -94,3 +94,19 @@ def test_bytes_that_may_have_to_be_sent_again_are_not_mixed_with_another_version
 
 def _open_files(root: DocumentRoot) -> int:
     return len(root._open)
+
+
+def test_files_that_the_client_has_are_not_kept_open(tmp_path: Path) -> None:
+    """A crawler fetches one file after the other on one connection."""
+
+    async def run() -> None:
+        for number in range(100):
+            (tmp_path / str(number)).write_bytes(bytes([number]))
+        with document_root(tmp_path) as root:
+            async with live(root, HttpApplication(root)) as made:
+                made.connection.start()
+                for number in range(100):
+                    assert await answer(made, f"/{number}") == (b"HTTP/1.1 200 OK", bytes([number]))
+                assert _open_files(root) <= 20
+
+    asyncio.run(run())

@@ -193,7 +193,7 @@ def test_of_many_who_listen_one_sends_and_another_goes_on() -> None:
         for each in (first, second, *(outlet.rtp for outlet in outlets), *(outlet.rtcp for outlet in outlets)):
             each.close()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 20))
 
 
 def _ignore(*_: object) -> None:
