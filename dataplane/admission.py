@@ -1,7 +1,8 @@
 """Who is let in: bounds on the number of connections, and a door that shuts without a word.
 
 The bounds are for connections that clients make. One that is taken over has been let in already, by the server that
-died: it is counted and always finds room, so the bound stays below what the process may open.
+died: it is counted and always finds room, so the bound stays below what the process may open. Data connections and UDP
+ports of bundles are counted, too.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import resource
 import socket
 from collections import Counter
 
+from dataplane import prepared_sockets
 from dataplane.packet_socket import deafen
 
 _DESCRIPTORS_KEPT = 512
 """For files, the control connection, and connections that are taken over beyond the bound."""
+_FOR_PARTS = 256
+"""Of these, for more parts of bundles that were let in."""
 TOO_MANY = "too many connections"
 TOO_MANY_OF_ONE = "too many connections of one client"
 
@@ -43,6 +47,10 @@ class Admission:
         self.refused[reason] += 1
         return reason
 
+    def has_room_for_part(self) -> bool:
+        """A bundle that was let in may open a part more."""
+        return self._count < self._limit + _FOR_PARTS
+
     def entered(self, client: bytes) -> None:
         self._count += 1
         self._clients[_host(client)] += 1
@@ -60,9 +68,12 @@ def _host(client: bytes) -> bytes:
 
 
 def within_descriptors(connections: int) -> int:
-    """That many connections, or as many as this process may have files open for."""
+    """That many connections, or as many as this process may have files open for, beside the sockets that wait for a
+    takeover."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return connections if limit == resource.RLIM_INFINITY else max(1, min(connections, limit - _DESCRIPTORS_KEPT))
+    if limit == resource.RLIM_INFINITY:
+        return connections
+    return max(1, min(connections, limit - _DESCRIPTORS_KEPT - prepared_sockets.most()))
 
 
 def shut(listener: socket.socket) -> None:

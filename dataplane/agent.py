@@ -346,6 +346,15 @@ class Agent:
     def opened(self, connection: LiveConnection) -> None:
         self._register(connection)  # its client was let in with the control connection
 
+    def has_room_for_part(self) -> bool:
+        return self._admission.has_room_for_part()
+
+    def part_opened(self, client: bytes) -> None:
+        self._admission.entered(client)
+
+    def part_closed(self, client: bytes) -> None:
+        self._admission.left(client)
+
     # --- controller_link.Orders ---
     def hello(self) -> Hello:
         return Hello(messages.PROTOCOL_VERSION, self.name, self.incarnation, self._mac, os.getpid())

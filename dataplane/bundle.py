@@ -46,6 +46,14 @@ class BundleHost(Host, Protocol):
     def opened(self, connection: LiveConnection) -> None:
         """A data connection lives here from now on."""
 
+    def has_room_for_part(self) -> bool:
+        """This process may open as much."""
+
+    def part_opened(self, client: bytes) -> None:
+        """A UDP port of this client's."""
+
+    def part_closed(self, client: bytes) -> None: ...
+
 
 class LiveBundle:
     """See `stack.Bundle` and `connection.Related`. `affinity`: the service's, or its VIP's if it has none."""
@@ -95,6 +103,7 @@ class LiveBundle:
         interface = self._host.interface
         part = UdpPart(self.vip, local_port, remote, told, self._closed, ttl=ttl, interface=interface)
         self._datagrams[part] = role
+        self._host.part_opened(self._control.connection.destination)
         self._control.schedule_checkpoint()
         return part
 
@@ -152,6 +161,8 @@ class LiveBundle:
             raise LocalError(f"{port}/{transport} is no data port of {self._service.protocol} on {self.vip}")
         if len(self._members) + len(self._datagrams) + len(self._awaited) >= LIMIT_PARTS:
             raise LocalError(f"{self.id} has {LIMIT_PARTS} parts already")
+        if not self._host.has_room_for_part():
+            raise LocalError(f"{self.id} may have no more parts: there are too many connections")
 
     def _check_client(self, remote: tuple[str, int]) -> None:
         """Data goes to who asked for it, and nowhere else (RFC 2577, section 3: the bounce attack)."""
@@ -163,6 +174,9 @@ class LiveBundle:
 
     # --- parts come and go ---
     def _accepted(self, role: str, accepted: Accepted, sock: socket.socket, peer: tuple[str, int]) -> None:
+        if not self._host.has_room_for_part():
+            repair.refuse_quietly(sock)
+            return
         found: list[Application | None] = []
         self._control.carry_out(lambda: found.append(accepted(peer)))
         application = found[0] if found else None
@@ -207,7 +221,8 @@ class LiveBundle:
 
     def _closed(self, part: Listening | Connecting | UdpPart) -> None:
         if isinstance(part, UdpPart):
-            self._datagrams.pop(part, None)
+            if self._datagrams.pop(part, None) is not None:
+                self._host.part_closed(self._control.connection.destination)
         else:
             self._awaited.pop(part, None)
         self._control.schedule_checkpoint()

@@ -6,20 +6,28 @@ connection, up to a limit; each is in repair mode, bound to nothing, and silent 
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections import deque
 
 from dataplane import repair
 from state.errors import RepairError
 
-MOST = 5000
-"""Sockets that wait, at most; whatever a takeover needs beyond is made then."""
+_MOST = 5000
+
+
+def most() -> int:
+    """Sockets that wait, at most: a quarter of the files that this process may have open. Whatever a takeover needs
+    beyond is made then."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST if limit == resource.RLIM_INFINITY else min(_MOST, limit // 4)
 
 
 class PreparedSockets:
     """By address family. Nothing here raises: a socket that cannot be had now is made when it is needed."""
 
     def __init__(self) -> None:
+        self._most = most()
         self._waiting: dict[int, deque[socket.socket]] = {}
 
     def __len__(self) -> int:
@@ -28,7 +36,7 @@ class PreparedSockets:
     def provide(self, family: int, wanted: int) -> None:
         """One more, if fewer than `wanted` wait."""
         waiting = self._waiting.setdefault(family, deque())
-        if len(waiting) < wanted and len(self) < MOST:
+        if len(waiting) < wanted and len(self) < self._most:
             try:
                 waiting.append(repair.prepare(family))
             except RepairError:

@@ -31,7 +31,7 @@ def test_one_waits_for_each_that_is_wanted() -> None:
 
 
 def test_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepared_sockets, "MOST", 3)
+    monkeypatch.setattr(prepared_sockets, "_MOST", 3)
     pool = PreparedSockets()
     for wanted in range(1, 10):
         pool.provide(socket.AF_INET, wanted)

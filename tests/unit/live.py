@@ -36,6 +36,9 @@ class StoringHost:
         self.over = asyncio.Event()
         self.connections: list[LiveConnection] = []
         """Data connections of bundles, in the order of their opening."""
+        self.room = True
+        self.parts: list[bytes] = []
+        """The clients of the UDP ports that are open."""
 
     def wall_clock(self) -> int:
         return time.time_ns()
@@ -58,6 +61,15 @@ class StoringHost:
 
     def opened(self, connection: LiveConnection) -> None:
         self.connections.append(connection)
+
+    def has_room_for_part(self) -> bool:
+        return self.room
+
+    def part_opened(self, client: bytes) -> None:
+        self.parts.append(client)
+
+    def part_closed(self, client: bytes) -> None:
+        self.parts.remove(client)
 
     def bundle(self, connection: LiveConnection) -> LiveBundle:
         return LiveBundle(self, connection, self.service, self.affinity)

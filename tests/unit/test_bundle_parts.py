@@ -292,6 +292,27 @@ def test_a_role_that_no_checkpoint_could_carry_is_refused(tmp_path: Path, ports:
     in_a_bundle(tmp_path, test)
 
 
+def test_no_part_is_opened_when_there_are_too_many_and_each_is_counted_as_long_as_it_is_open(
+    tmp_path: Path, ports: Ports
+) -> None:
+    async def test(made: Live, bundle: LiveBundle) -> None:
+        parts = [bundle.datagrams("rtp", ports.udp, (HERE, port), ignore) for port in (1, 2)]
+        client = made.connection.connection.destination
+        assert made.host.parts == [client, client]
+        parts[0].close()
+        parts[0].close()
+        assert made.host.parts == [client]
+        made.host.room = False
+        with pytest.raises(LocalError, match="too many connections"):
+            bundle.datagrams("rtp", ports.udp, (HERE, 3), ignore)
+        with pytest.raises(LocalError, match="too many connections"):
+            bundle.listen("data", ignore)
+        made.connection.reset()
+        assert made.host.parts == []
+
+    in_a_bundle(tmp_path, test)
+
+
 def test_a_bundle_has_only_so_many_parts(tmp_path: Path, ports: Ports) -> None:
     async def test(made: Live, bundle: LiveBundle) -> None:
         for port in range(1, LIMIT_PARTS + 1):

@@ -42,6 +42,9 @@ class Server:
         self.blocks.append(DataBlock.decode(block))
         stored()
 
+    def checkpoint_later(self, connection: LiveConnection) -> None:
+        connection.schedule_checkpoint()
+
     def ended(self, connection: LiveConnection) -> None:
         self.over.append(connection)
 
