@@ -25,7 +25,7 @@ from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
 from dataplane.stack import Application, TcpLayer, Timer, make_block
 from dataplane.stream import ByteStream, Literal, Run
-from dataplane.tail import Tail
+from dataplane.tail import Stuck, Tail
 from state.datablock import FourTuple, Header
 from state.errors import CheckpointRefused
 from state.messages import CLOSE_MARK
@@ -84,6 +84,7 @@ class LiveConnection:
         self.was_reset = False
         """It ended because this side wanted it to end at once."""
         self._tail: Tail | None = None
+        self._stuck: Stuck | None = None
         self._discarded = 0
         self._held = False
         """The application takes no input now."""
@@ -114,7 +115,9 @@ class LiveConnection:
         self._listen_for_input()
         self._tell(self.application.ready, self, position)
         self._live = True
-        if self.stream.input_ended and not self.stream.closing:
+        if self.stream.closing:
+            self._watch_progress()
+        elif self.stream.input_ended:
             self._tell(self.application.input_ended)
         if not self._over:
             self._pump()
@@ -168,6 +171,8 @@ class LiveConnection:
         rcv_nxt = self._irs + 1 + self.stream.rcv_nxt_offset
         self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt, self._host.interface)
         self._fd = self._sock.fileno()
+        if self.stream.closing:
+            self._watch_progress()
         self._listen_for_input()
         self._pump()
 
@@ -286,9 +291,10 @@ class LiveConnection:
                 timer.cancel()
 
     def _leave_tail(self) -> None:
-        tail, self._tail = self._tail, None
-        if tail is not None:
-            tail.leave()
+        for watch in (self._tail, self._stuck):
+            if watch is not None:
+                watch.leave()
+        self._tail = self._stuck = None
 
     def _note_acknowledged(self) -> None:
         """Before the socket is closed: what the client has, for whoever asks afterwards."""
@@ -446,7 +452,13 @@ class LiveConnection:
 
     def close(self) -> None:
         self.stream.closing = True
+        self._watch_progress()
         self.schedule_checkpoint()
+
+    def _watch_progress(self) -> None:
+        """From now on nobody but this connection minds whether its client takes anything."""
+        if self._stuck is None and not self._over:
+            self._stuck = Stuck(self._loop, lambda: self.stream.map.end - self.unacknowledged, self.reset)
 
     def reset(self) -> None:
         if self._over:
@@ -654,5 +666,6 @@ class LiveConnection:
         except OSError:
             self._end()
             return
+        self._leave_tail()
         self._tail = Tail(self._sock, self.stream, self._end, self.reset)
         self._tail.watch()

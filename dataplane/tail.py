@@ -1,4 +1,5 @@
-"""The end of a connection whose server has said all: its client still acknowledges, or does not end its own side."""
+"""The end of a connection whose server has said all: its client still acknowledges, or does not end its own side. Or it
+takes nothing any more, so that not even all can be handed to the kernel."""
 
 from __future__ import annotations
 
@@ -58,3 +59,30 @@ class Tail:
         """Watch it no more."""
         if self._timer is not None:
             self._timer.cancel()
+
+
+class Stuck:
+    """Watches a connection that is to be closed as long as not all was handed to the kernel. It calls `reset` once its
+    client has acknowledged nothing for `_STUCK` to twice as many seconds. The kernel itself would wait for ever: a
+    client that does not read answers its window probes."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, acknowledged: Callable[[], int], reset: Callable[[], None]
+    ) -> None:
+        """`acknowledged`: the position up to which the client has everything."""
+        self._loop = loop
+        self._acknowledged = acknowledged
+        self._reset = reset
+        self._last = acknowledged()
+        self._timer = loop.call_later(_STUCK, self._look)
+
+    def _look(self) -> None:
+        last, self._last = self._last, self._acknowledged()
+        if self._last == last:
+            self._reset()
+        else:
+            self._timer = self._loop.call_later(_STUCK, self._look)
+
+    def leave(self) -> None:
+        """Watch it no more."""
+        self._timer.cancel()

@@ -262,6 +262,23 @@ def test_a_client_that_takes_nothing_of_the_tail_is_reset(pair: Pair, host: Serv
             pass
 
 
+def test_a_client_that_takes_so_little_that_the_end_cannot_even_be_said_is_reset(
+    pair: Pair, host: Server, loop: VirtualLoop
+) -> None:
+    """There is more than the kernel takes, so no FIN follows; window probes are answered for ever."""
+    live = pair.connection
+    live.send_object(host.root.open("/big.bin"), 0, len(BIG))
+    live.close()
+    assert not loop.until(lambda: live.over, 290)
+    assert live.unsent > 0
+    for _ in range(5):
+        left = live.unacknowledged
+        while live.unacknowledged == left:  # the kernels' time is not virtual
+            pair.reads(8192)
+        assert not loop.until(lambda: live.over, 290), "it takes something now and then"
+    assert loop.until(lambda: live.over, 700)
+
+
 def test_a_client_that_has_everything_and_does_not_end_is_reset(pair: Pair, host: Server, loop: VirtualLoop) -> None:
     live = pair.connection
     live.write(b"goodbye")
