@@ -132,6 +132,11 @@ class Conductor:
                 if old.up:
                     self._recovering[name] = now + RECOVERY_GRACE
 
+    def load(self, server: str, block: bytes) -> None:
+        """A block from the store, after `recover`. Raises `CheckpointRefused`."""
+        known = self.servers.get(server)
+        self.collector.load(server, known.incarnation if known is not None else 0, block)
+
     def settle_responsibility(self, now: float) -> None:
         """After the stored blocks were loaded: whoever owns a connection's slot is responsible for it.
 

@@ -70,7 +70,7 @@ class Runtime:
         stale = []
         for name, server, block in self._store.checkpoints():
             try:
-                self.conductor.collector.load(server, block)
+                self.conductor.load(server, block)
             except CheckpointRefused as error:
                 _log.warning("stored checkpoint of %s: %s", name, error)
                 stale.append(name)

@@ -192,7 +192,7 @@ class Scene:
         for name in self.conductor.collector.names():
             record = self.conductor.collector.get(name)
             assert record is not None
-            scene.conductor.collector.load(record.header.server, record.block)
+            scene.conductor.load(record.header.server, record.block)
         scene.conductor.settle_responsibility(scene.now)
         scene.conductor.switch_connected(self.ports())
         return scene

@@ -259,7 +259,7 @@ def test_the_grace_lasts_until_the_switch_is_there(scene: Scene) -> None:
     again = Scene(scene.configuration)
     again.conductor = conductor.Conductor(scene.configuration)
     again.conductor.recover(scene.conductor.saved().value, again.now)
-    again.conductor.collector.load("s1", scenario.block("s1", 40_000))
+    again.conductor.load("s1", scenario.block("s1", 40_000))
     again.up("s2", "s3")
     for name in ("s2", "s3"):
         again.conductor.detector.watch(name, again.now + 10)
@@ -298,6 +298,21 @@ def test_a_takeover_that_waited_for_its_commit_goes_on_after_the_controllers_res
         for number in commit.takeovers:
             heard += again.commit(number)
     assert [resume.owner for resume in said(heard, "s2", messages.Resume)] == ["s1"]
+
+
+def test_connections_that_a_server_left_in_a_former_life_are_taken_up_after_the_controllers_restart(
+    scene: Scene,
+) -> None:
+    scene.store("s1", 40_000)
+    for name in ("s3", "s2", "s1"):
+        scene.end(name)
+    scene.hello("s1", 2)  # the controller dies before it has told s1 to resume
+    again = scene.restarted()
+    heard = again.hello("s1", 2)
+    (takeover,) = again.conductor.history.all()
+    assert (takeover.source, takeover.heir, takeover.connections) == ("s1", "s1", 1)
+    assert backed_up(heard, "s1", "s1") == {40_000}
+    assert said(again.commit(takeover.number), "s1", messages.Resume)
 
 
 @pytest.mark.parametrize("saved", [b"", b"\xc1", b"not what was saved", b"\x80"])
