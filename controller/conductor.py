@@ -160,7 +160,7 @@ class Conductor:
         self._ports = dict(ports)
         for server in self.configuration.servers:
             self.servers[server.name].port = self._ports.get(server.port)
-        return [*self.reinstall(), *self._synchronise()]
+        return [*self.reinstall(), *self._take_in(), *self._synchronise()]
 
     def reinstall(self) -> list[Action]:
         """Say to the switch everything that should stand in it; takeovers that wait for a fence wait for this one."""
@@ -180,7 +180,7 @@ class Conductor:
         if not up:
             failure = self.detector.failed(server.name, Cause.LINK_DOWN)
             return self._failed(failure, now) if failure is not None else []
-        return self._synchronise()
+        return [*self._take_in(), *self._synchronise()]
 
     def _attachments(self) -> dict[str, Attachment]:
         return {
@@ -223,18 +223,22 @@ class Conductor:
         if server is None:
             known = ", ".join(self.servers)
             return self._refuse(hello, f"no server named {hello.server} is in the configuration; known are {known}")
+        recovering = server.name in self._recovering
+        if hello.incarnation == server.incarnation:
+            if not server.up and not recovering:
+                return self._refuse(hello, f"{server.name} was fenced in epoch {server.epoch}", fenced=True)
+            self._recovering.pop(server.name, None)
+            return self._join(server, hello, now, again=True, recovering=recovering)
         actions: list[Action] = []
-        others = self._recovering.keys() - {server.name}
-        if server.name in self._recovering and hello.incarnation != server.incarnation and others:
-            return self._refuse(hello, f"its takeover waits for {', '.join(others)}")
-        recovering = self._recovering.pop(server.name, None) is not None
-        if server.up or recovering:
-            if hello.incarnation == server.incarnation:
-                return self._join(server, hello, now, again=True, recovering=recovering)
+        if server.up:
             failure = self.detector.failed(server.name, Cause.RESTARTED) or Failure(server.name, Cause.RESTARTED, now)
             actions += self._failed(failure, now)
-        elif hello.incarnation == server.incarnation:
-            return self._refuse(hello, f"{server.name} was fenced in epoch {server.epoch}", fenced=True)
+        if others := self._recovering.keys() - {server.name}:
+            # One of them may be its heir, or become it, and nobody has told that one to resume yet.
+            return [*actions, *self._refuse(hello, f"its takeover waits for {', '.join(sorted(others))}")]
+        if recovering:
+            del self._recovering[server.name]
+            actions += self._failed(Failure(server.name, Cause.RESTARTED, now), now)
         if any(t.source == server.name and t.phase is Phase.FENCING for t in self._active.values()):
             return [*actions, *self._refuse(hello, f"the fence of {server.name} is not up yet")]
         if server.port is None:
@@ -248,18 +252,25 @@ class Conductor:
     def _join(
         self, server: ServerState, hello: messages.Hello, now: float, *, again: bool, recovering: bool = False
     ) -> list[Action]:
-        """The server is up; in a new life it gets its home and its idle slots back."""
+        """The server is up; in a new life it gets its home and its idle slots back, and all that the dead left."""
         moved_mac = server.mac != hello.mac
         server.state, server.incarnation, server.mac = "up", hello.incarnation, hello.mac
         server.pid, server.epoch = hello.pid, self.epoch
         self.detector.watch(server.name, now)
         self._needs_blocks(server.name)
         actions: list[Action] = [Send(server.name, messages.Welcome(self.epoch))]
+        waiting: tuple[int, ...] = ()
+        # What it left itself in its last life comes first: what it inherits would be given to it twice.
+        for source in () if again else sorted(self._left(), key=lambda source: source != server.name):
+            sends, numbers = self._inherit(source, server.name)
+            actions += sends
+            waiting += numbers
         if not again or moved_mac:
-            actions += self._give_back(server)
+            actions.append(self._give_back(server, waiting))
         if recovering:
             actions += self._take_up(server, now)
-        actions += self._take_in(server, now)
+        if again:
+            actions += self._take_in()
         actions += [self.saved(), *self._synchronise(), self._announce_server(server)]
         return actions
 
@@ -275,17 +286,14 @@ class Conductor:
             actions += [*_backup(heir.name, source, blocks), Commit([], (self._number,))]
         return actions
 
-    def _give_back(self, server: ServerState) -> list[Action]:
-        busy = self.collector.slots()
-        orphans = {o for o in self.ownership.owner.values() if not self.servers[o].up and o not in self._recovering}
-        for orphan in orphans:
-            self.ownership.fail_over(orphan, server.name)
-        moves = self.ownership.give_back(server.name, busy)
+    def _give_back(self, server: ServerState, takeovers: tuple[int, ...]) -> Commit:
+        """Its home and its idle slots; these takeovers wait for the bundle, which steers all that it owns to it."""
+        moves = self.ownership.give_back(server.name, self.collector.slots())
         attachment = self._attachments().get(server.name)
         bundle = steering.hand_over(self.configuration, self.ownership.homes_of(server.name), attachment)
         for move in moves:
             bundle += steering.slot(self.configuration, self.ownership, move.slot)
-        return [Commit(bundle)]
+        return Commit(bundle, takeovers)
 
     def disconnected(self, name: str, now: float) -> list[Action]:
         """The agent's control connection closed: its process ended."""
@@ -407,7 +415,7 @@ class Conductor:
         self.epoch += 1
         server.epoch = self.epoch
         heir = self._heir(server.name)
-        count = self.collector.count(server.name)
+        count = self.collector.count(server.name) + self._supersede(server.name, heir, now)
         takeover = self._record(failure, heir, count, now)
         fenced = messages.Refused(f"{server.name} was fenced in epoch {self.epoch}: {failure.cause.value}", True)
         actions: list[Action] = []
@@ -426,6 +434,17 @@ class Conductor:
             self.collector.reassign(server.name, heir)
         actions += [Send(server.name, fenced, last=True), self.saved()]
         return [*actions, self._announce_server(server), *self._announce_takeover(takeover)]
+
+    def _supersede(self, source: str, heir: str | None, now: float) -> int:
+        """The heir was not told yet to resume what an earlier life left: it does so in one with the rest. Returns how
+        many connections that is."""
+        count = 0
+        for takeover in list(self._active.values()):
+            if takeover.phase is Phase.FENCING and (takeover.source, takeover.heir) == (source, heir):
+                count += takeover.waiting
+                takeover.fail(now)
+                del self._active[takeover.number]
+        return count
 
     def _record(self, failure: Failure, heir: str | None, connections: int, now: float) -> Takeover:
         """A takeover begins."""
@@ -447,17 +466,36 @@ class Conductor:
         self._active[self._number] = takeover
         return takeover
 
-    def _take_in(self, heir: ServerState, now: float) -> list[Action]:
-        """Connections that waited for any server to come up: this one has their homes now (`_give_back`)."""
+    # --- what servers left that died while nobody could be their heir ---
+    def _left(self) -> list[str]:
+        """Dead servers that own homes, and servers whose connections wait."""
+        dead = [o for o in self.ownership.owner.values() if not self.servers[o].up and o not in self._recovering]
+        waiting = [t.source for t in self._active.values() if t.phase is Phase.WAITING]
+        return list(dict.fromkeys(dead + waiting))
+
+    def _take_in(self) -> list[Action]:
+        """A backup may be up and attached by now: it came, or its switch port did."""
         actions: list[Action] = []
-        for takeover in self._active.values():
-            if takeover.phase is not Phase.WAITING:
+        for source in self._left():
+            heir = self._heir(source)
+            if heir is None:
                 continue
-            takeover.inherited(heir.name)
-            # The hand-over of `_give_back` went before: when this one is committed, that one is.
-            actions += [*self._blocks_for(heir.name, takeover.source), Commit([], (takeover.number,))]
-            self.collector.reassign(takeover.source, heir.name)
-        return actions
+            homes, attachment = self.ownership.homes_of(source), self._attachments()[heir]
+            sends, numbers = self._inherit(source, heir)
+            actions += [*sends, Commit(steering.hand_over(self.configuration, homes, attachment), numbers)]
+        return [*actions, self.saved()] if actions else []
+
+    def _inherit(self, source: str, heir: str) -> tuple[list[Action], tuple[int, ...]]:
+        """The homes of the dead, and its connections that wait: (actions, takeovers that wait for the steering)."""
+        waiting = [t for t in self._active.values() if t.phase is Phase.WAITING and t.source == source]
+        actions: list[Action] = []
+        for takeover in waiting:
+            more = self._supersede(source, heir, takeover.detected)
+            takeover.inherited(heir, more)
+            actions += self._blocks_for(heir, source)
+            self.collector.reassign(source, heir)
+        self.ownership.fail_over(source, heir)
+        return actions, tuple(takeover.number for takeover in waiting)
 
     def _give_up(self, takeover: Takeover, now: float) -> list[Action]:
         """Nobody came."""
@@ -499,10 +537,15 @@ class Conductor:
 
     # --- backups ahead of failure ---
     def _synchronise(self) -> list[Action]:
-        """Give every server that is up a backup that is up, and that backup all of the server's blocks."""
+        """Give every server that is up a backup that is up, and that backup all of the server's blocks.
+
+        Not yet while that one is to resume what the server left in its last life: it would resume these, too."""
         actions: list[Action] = []
+        fencing = {(t.source, t.heir) for t in self._active.values() if t.phase is Phase.FENCING}
         for server in self.servers.values():
             backup = self._heir(server.name) if server.up else None
+            if (server.name, backup) in fencing:
+                backup = None
             if backup == server.backup:
                 continue
             if server.backup is not None and self.servers[server.backup].up:

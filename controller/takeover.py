@@ -50,10 +50,12 @@ class Takeover:
     comparisons: list[Comparison] = field(default_factory=list)
     """Of the first connections that were decided, at most `LIMIT_COMPARISONS`."""
 
-    def inherited(self, heir: str) -> None:
-        """A server came up that can take the connections which waited for one."""
+    def inherited(self, heir: str, more: int = 0) -> None:
+        """A server came up that can take the connections which waited for one, and `more` of an earlier takeover."""
         if self.phase is Phase.WAITING:
             self.phase, self.heir = Phase.FENCING, heir
+            self.connections += more
+            self.waiting += more
 
     def committed(self, now: float) -> None:
         """The switch has fenced the source and steers to the heir."""

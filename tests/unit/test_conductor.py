@@ -315,6 +315,100 @@ def test_connections_that_a_server_left_in_a_former_life_are_taken_up_after_the_
     assert said(again.commit(takeover.number), "s1", messages.Resume)
 
 
+def test_a_backup_that_joins_again_gets_the_homes_of_a_server_that_died_before_it_joined(scene: Scene) -> None:
+    """The controller restarts, s1 says hello and dies before any other has."""
+    table = FlowTable()
+    scene.store("s1", 40_000)
+    again = scene.restarted()
+    table.apply(commits(again.conductor.switch_connected(again.ports()))[0].messages)
+    heard = [*again.hello("s1"), *again.end("s1"), *again.hello("s2")]
+    for commit in commits(heard):
+        table.apply(commit.messages)
+        for number in commit.takeovers:
+            heard += again.commit(number)
+    assert passing(table, 40_000) == [2] and again.owners()[0] == "s2"
+    assert [resume.owner for resume in said(heard, "s2", messages.Resume)] == ["s1"]
+    assert again.restarted().owners()[0] == "s2", "and it is kept"
+
+
+def test_homes_without_connections_find_an_owner_as_well(scene: Scene) -> None:
+    again = scene.restarted()
+    for actions in (again.hello("s1"), again.end("s1"), again.hello("s2")):
+        assert actions
+    assert again.owners()[0] == "s2"
+
+
+def test_a_server_that_died_before_the_switch_came_is_taken_over_when_it_comes(scene: Scene) -> None:
+    scene.store("s1", 40_000)
+    again = Scene(scene.configuration)
+    again.conductor = conductor.Conductor(scene.configuration)
+    again.conductor.recover(scene.conductor.saved().value, again.now)
+    again.conductor.load("s1", scenario.block("s1", 40_000))
+    again.up()
+    again.end("s1")
+    table = FlowTable()
+    heard = again.conductor.switch_connected(again.ports())
+    for commit in commits(heard):
+        table.apply(commit.messages)
+    assert passing(table, 40_000) == [2]
+    (takeover,) = again.conductor.history.all()
+    assert takeover.heir == "s2" and backed_up(heard, "s2", "s1") == {40_000}
+    assert commits(heard)[-1].takeovers == (takeover.number,) and Persist in map(type, heard)
+
+
+def test_a_server_that_died_while_its_backups_port_was_down_is_taken_over_when_the_port_comes(scene: Scene) -> None:
+    again = Scene(scene.configuration)
+    again.conductor = conductor.Conductor(scene.configuration)
+    again.conductor.recover(scene.conductor.saved().value, again.now)
+    again.conductor.load("s1", scenario.block("s1", 40_000))
+    again.up()
+    again.conductor.switch_connected(again.ports("s2", "s3"))
+    again.end("s1")
+    heard = again.conductor.port_changed("s3-eth0", 3, True, again.now)
+    (takeover,) = again.conductor.history.all()
+    assert takeover.heir == "s3" and commits(heard)[0].takeovers == (takeover.number,)
+
+
+def test_who_joins_again_and_is_no_backup_of_the_dead_inherits_nothing() -> None:
+    """As if the controller had not restarted: it was up all the time then, too."""
+    backups = {"s1": ["s2"], "s2": ["s1"], "s3": ["s1"]}
+    scene = Scene(scenario.config(3, backups=backups)).up()
+    scene.store("s1", 40_000)
+    again = scene.restarted()
+    for actions in (again.hello("s1"), again.end("s1"), again.hello("s3")):
+        assert actions
+    (takeover,) = again.conductor.history.all()
+    assert takeover.phase is Phase.WAITING and again.owners()[0] == "s1"
+    heard = again.hello("s2")
+    assert takeover.heir == "s2" and again.owners()[0] == "s2" and backed_up(heard, "s2", "s1") == {40_000}
+
+
+def test_a_new_life_is_not_welcome_while_its_heir_may_still_say_hello(scene: Scene) -> None:
+    """The heir would be told to resume what lives in the new life as well."""
+    scene.store("s1", 40_000)
+    scene.end("s1")  # the controller dies before it has told s2 to resume
+    again = scene.restarted()
+    (answer,) = again.hello("s1", 2)
+    assert isinstance(answer, Send) and isinstance(answer.message, messages.Refused) and not answer.message.fenced
+    again.up("s2", "s3")
+    assert kinds(again.hello("s1", 2))[0] == "Send Refused", "its fence is not up yet"
+    again.commit(again.conductor.history.all()[0].number)
+    assert kinds(again.hello("s1", 2))[0] == "Send Welcome"
+
+
+def test_an_heir_is_no_backup_of_a_server_before_it_was_told_to_resume_what_that_left_before(scene: Scene) -> None:
+    scene.store("s1", 40_000)
+    scene.end("s1")
+    scene.commit(1)
+    scene.hello("s1", 2)
+    again = scene.restarted()
+    again.hello("s2")
+    heard = again.hello("s1", 2)
+    (takeover,) = again.conductor.history.all()
+    assert again.conductor.servers["s1"].backup is None and not said(heard, "s2", messages.Synchronised)
+    assert said(again.commit(takeover.number), "s2", messages.Synchronised) == [messages.Synchronised("s1")]
+
+
 @pytest.mark.parametrize("saved", [b"", b"\xc1", b"not what was saved", b"\x80"])
 def test_what_was_saved_and_cannot_be_read_changes_nothing(saved: bytes) -> None:
     scene = Scene()
