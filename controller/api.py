@@ -21,8 +21,8 @@ from eventlet.green import socket as green_socket
 
 from controller import metrics, views
 from controller.collector import Record
-from controller.conductor import ServerState
 from controller.runtime import Runtime
+from controller.server_state import ServerState
 from state.configuration import Address
 from state.errors import LocalError
 

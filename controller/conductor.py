@@ -15,14 +15,14 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import msgspec
-
-from controller import steering
+from controller import remembered, steering
 from controller.actions import Action, Announce, Commit, Drop, Persist, Send, SendToSwitch
 from controller.collector import Collector
 from controller.detector import Cause, Detector, Failure
 from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide, kind_of
 from controller.ownership import Ownership
+from controller.remembered import Remembered, RememberedServer
+from controller.server_state import ServerState
 from controller.steering import Attachment
 from controller.takeover import History, Phase, Takeover
 from controller.witness import Witness
@@ -41,43 +41,6 @@ INHERITING_LIMIT = 5.0
 """Seconds after its beginning in which a takeover's heir refuses nobody."""
 INHERITED_GRACE = 0.1
 """Seconds after a takeover in which a packet of its heir's kernel, sent before, may still reach the controller."""
-
-
-@dataclass
-class ServerState:
-    name: str
-    port: int | None = None
-    """Its switch port's number, None while the switch does not have it."""
-    state: str = "failed"
-    incarnation: int = 0
-    mac: str = ""
-    pid: int = 0
-    epoch: int = 0
-    connections: int = 0
-    load: float = 0.0
-    lag: float = 0.0
-    lag_most: float = 0.0
-    """The longest delay of its event loop since the metrics were last asked."""
-    backup: str | None = None
-    unready: int = 0
-    """Unready connections that its backup holds of it (claim 14), as of the backup's last heartbeat."""
-
-    @property
-    def up(self) -> bool:
-        return self.state == "up"
-
-
-class _SavedServer(msgspec.Struct):
-    incarnation: int
-    mac: str
-    up: bool
-
-
-class _Saved(msgspec.Struct):
-    epoch: int
-    number: int
-    servers: dict[str, _SavedServer]
-    ownership: bytes
 
 
 @dataclass
@@ -110,19 +73,16 @@ class Conductor:
     # --- the controller's own restart ---
     def saved(self) -> Persist:
         servers = {
-            s.name: _SavedServer(s.incarnation, s.mac, s.up or s.name in self._recovering)
+            s.name: RememberedServer(s.incarnation, s.mac, s.up or s.name in self._recovering)
             for s in self.servers.values()
         }
-        state = _Saved(self.epoch, self._number, servers, self.ownership.encode())
-        return Persist("conductor", msgspec.msgpack.encode(state))
+        state = Remembered(self.epoch, self._number, servers, self.ownership.encode())
+        return Persist(remembered.NAME, state.encode())
 
     def recover(self, saved: bytes, now: float) -> None:
         """Take up what the last life of the controller knew. Servers that were up have a grace to say hello."""
-        try:
-            state = msgspec.msgpack.decode(saved, type=_Saved)
-        except msgspec.DecodeError:
-            return
-        if not self.ownership.restore(state.ownership):
+        state = remembered.decode(saved)
+        if state is None or not self.ownership.restore(state.ownership):
             return
         self.epoch, self._number = state.epoch, state.number
         for name, old in state.servers.items():

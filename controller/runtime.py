@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import eventlet
 
-from controller import agents
+from controller import agents, remembered
 from controller.actions import Action, Commit, Drop, Persist, Send, SendToSwitch
 from controller.agents import AgentLink
 from controller.conductor import Conductor
@@ -64,7 +64,7 @@ class Runtime:
         self._recover()
 
     def _recover(self) -> None:
-        saved = self._store.fact("conductor")
+        saved = self._store.fact(remembered.NAME)
         if saved is not None:
             self.conductor.recover(saved, time.monotonic())
         stale = []
