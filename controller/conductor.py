@@ -307,6 +307,7 @@ class Conductor:
         unknown to the shared state, it is reset by the first packet that its client sends.
         """
         actions: list[Action] = []
+        moved = False
         for connection in connections:
             record = self.collector.get(connection)
             slot = record.slot if record is not None else None
@@ -319,6 +320,9 @@ class Conductor:
                 actions += [*forget, Drop(gone)]
             else:
                 actions.append(Commit(steering.slot(self.configuration, self.ownership, slot)))
+                moved = True
+        if moved:  # else a restarted controller would tell the slot's old owner to resume what lives here
+            actions.append(self.saved())
         return actions
 
     def closed(self, name: str, connections: Iterable[str]) -> tuple[list[str], list[Action]]:

@@ -409,6 +409,18 @@ def test_an_heir_is_no_backup_of_a_server_before_it_was_told_to_resume_what_that
     assert said(again.commit(takeover.number), "s2", messages.Synchronised) == [messages.Synchronised("s1")]
 
 
+def test_a_slot_that_followed_a_connection_is_still_there_after_the_controllers_restart(scene: Scene) -> None:
+    """s2 had accepted it just before its slot went back to s1."""
+    actions = scene.store("s2", 40_000)
+    assert [action for action in actions if isinstance(action, Persist)] == [scene.conductor.saved()]
+    again = scene.restarted().up()
+    assert again.owners()[0] == "s2" and again.conductor.history.all() == []
+
+
+def test_checkpoints_that_move_no_slot_are_no_news_for_what_is_remembered(scene: Scene) -> None:
+    assert Persist not in map(type, scene.store("s1", 40_000))
+
+
 @pytest.mark.parametrize("saved", [b"", b"\xc1", b"not what was saved", b"\x80"])
 def test_what_was_saved_and_cannot_be_read_changes_nothing(saved: bytes) -> None:
     scene = Scene()
