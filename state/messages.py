@@ -154,7 +154,8 @@ class Refused(Message):
 
 class Stored(Message):
     """All messages up to this number were dealt with. `refused`: what was wrong with blocks that were not kept, a
-    sentence each, at most `LIMIT_REFUSED` of them: their connections are not protected as they are now."""
+    sentence each, at most `LIMIT_REFUSED` of them: their connections are not protected as they are now. What the store
+    had no room for is told in one sentence."""
 
     number: UInt63
     refused: Annotated[list[Text], Meta(max_length=LIMIT_REFUSED)] = []

@@ -111,3 +111,14 @@ def test_nothing_is_sent_after_the_end(datapath: SlowDatapath) -> None:
     switch.close()
     let_go(datapath, 2)
     assert datapath.sent == []
+
+
+def test_a_bundle_that_cannot_be_written_is_refused_and_the_next_one_is_said(datapath: SlowDatapath) -> None:
+    switch = OpenFlowSwitch(datapath)
+    refused: list[int] = []
+    switch.commit([flow(1), flow("no number")], nothing, lambda: refused.append(1))  # type: ignore[arg-type]
+    switch.commit([flow(2)], nothing, lambda: refused.append(2))
+    let_go(datapath, 2)
+    assert refused == [1]
+    (piece,) = datapath.sent
+    assert len(messages_of(piece)) == 3
