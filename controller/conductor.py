@@ -15,13 +15,14 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from controller import remembered, steering
-from controller.actions import Action, Announce, Commit, Drop, Persist, Send, SendToSwitch
+from controller import announce, remembered, steering
+from controller.actions import Action, Commit, Drop, Persist, Send, SendToSwitch
 from controller.collector import Collector
 from controller.detector import Cause, Detector, Failure
 from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide, kind_of
 from controller.ownership import Ownership
 from controller.remembered import Remembered, RememberedServer
+from controller.roll_call import RollCall
 from controller.server_state import ServerState
 from controller.steering import Attachment
 from controller.takeover import History, Phase, Takeover
@@ -63,6 +64,7 @@ class Conductor:
         self.detector = Detector(self.configuration.detection.timeout / 1000)
         self.servers = {server.name: ServerState(server.name) for server in self.configuration.servers}
         self._vips = {ipaddress.ip_address(vip.address).packed for vip in self.configuration.vips}
+        self._roll_call = RollCall(self.collector)
         self._ports: dict[str, int] = {}
         self._number = 0
         self._active: dict[int, Takeover] = {}
@@ -162,7 +164,7 @@ class Conductor:
         second = self.servers[takeover.heir].backup
         if second is not None:
             actions += self._blocks_for(second, takeover.heir)
-        return [*actions, *self._synchronise(), *self._announce_takeover(takeover)]
+        return [*actions, *self._synchronise(), announce.takeover(takeover)]
 
     def _young(self, takeover: Takeover) -> list[messages.Handshake]:
         """Data connections of the source that no checkpoint knows."""
@@ -218,6 +220,7 @@ class Conductor:
         server.pid, server.epoch = hello.pid, self.epoch
         self.detector.watch(server.name, now)
         self._needs_blocks(server.name)
+        self._roll_call.begin(server.name)
         actions: list[Action] = [Send(server.name, messages.Welcome(self.epoch))]
         waiting: tuple[int, ...] = ()
         # What it left itself in its last life comes first: what it inherits would be given to it twice.
@@ -231,7 +234,7 @@ class Conductor:
             actions += self._take_up(server, now)
         if again:
             actions += self._take_in()
-        actions += [self.saved(), *self._synchronise(), self._announce_server(server)]
+        actions += [self.saved(), *self._synchronise(), announce.server(server)]
         return actions
 
     def _take_up(self, heir: ServerState, now: float) -> list[Action]:
@@ -287,6 +290,10 @@ class Conductor:
             return self._resumed(name, message, now)
         if isinstance(message, messages.Young):
             return self._young_decided(name, message)
+        if isinstance(message, messages.Present):
+            self._roll_call.heard(name, message.connections)
+            if message.last:
+                self._roll_call.end(name)
         return []
 
     def stored(self, name: str, accepted: list[tuple[str, str, bytes]]) -> list[Action]:
@@ -294,7 +301,9 @@ class Conductor:
         if self.witness:
             for connection, _, _ in accepted:
                 self.witness.known(connection)
-        actions = self._follow_strays(name, [connection for connection, _, _ in accepted])
+        names = [connection for connection, _, _ in accepted]
+        self._roll_call.heard(name, names)
+        actions = self._follow_strays(name, names)
         backup = self.servers[name].backup
         if backup is not None and accepted:
             actions += _backup(backup, name, [block for _, _, block in accepted])
@@ -345,6 +354,10 @@ class Conductor:
         actions: list[Action] = []
         self.gate.expire(now)
         self.witness.expire(now)
+        server_name, phantoms = self._roll_call.phantoms()
+        if phantoms:
+            ended, forget = self.closed(server_name, phantoms)
+            actions += [*forget, Drop(ended)]
         for takeover in list(self._active.values()):
             if takeover.phase is Phase.WAITING and now - takeover.detected > WAIT_FOR_BACKUP:
                 actions += self._give_up(takeover, now)
@@ -370,6 +383,7 @@ class Conductor:
         server.state, server.connections, server.unready, server.backup = "failed", 0, 0, None
         self._needs_blocks(server.name)
         self.gate.dead(server.name)
+        self._roll_call.cancel(server.name)
         for takeover in list(self._active.values()):
             if takeover.heir == server.name:
                 if takeover.phase is Phase.FENCING:
@@ -397,7 +411,7 @@ class Conductor:
                 actions += self._blocks_for(heir, server.name)
             self.collector.reassign(server.name, heir)
         actions += [Send(server.name, fenced, last=True), self.saved()]
-        return [*actions, self._announce_server(server), *self._announce_takeover(takeover)]
+        return [*actions, announce.server(server), announce.takeover(takeover)]
 
     def _supersede(self, source: str, heir: str | None, now: float) -> int:
         """The heir was not told yet to resume what an earlier life left: it does so in one with the rest. Returns how
@@ -469,7 +483,7 @@ class Conductor:
         takeover.waiting = 0
         takeover.fail(now)
         del self._active[takeover.number]
-        return [Drop(gone), *self._announce_takeover(takeover)]
+        return [Drop(gone), announce.takeover(takeover)]
 
     def _heir(self, name: str) -> str | None:
         """The first backup that is up and attached; the one that has the unready connections comes first."""
@@ -488,7 +502,7 @@ class Conductor:
         if takeover.phase is Phase.DONE:
             del self._active[takeover.number]
             self._inherited[name] = now
-            actions += self._announce_takeover(takeover)
+            actions.append(announce.takeover(takeover))
         return actions
 
     def _young_decided(self, name: str, report: messages.Young) -> list[Action]:
@@ -497,7 +511,7 @@ class Conductor:
         if takeover is None or takeover.heir != name:
             return []
         takeover.found(len(report.resumed), [reason for _, reason in report.reset])
-        return self._announce_takeover(takeover)
+        return [announce.takeover(takeover)]
 
     # --- backups ahead of failure ---
     def _synchronise(self) -> list[Action]:
@@ -565,19 +579,6 @@ class Conductor:
     def handshake_seen(self, found: segment.Segment, now: float) -> None:
         """A SYN or SYN-ACK of a data connection passed the switch."""
         self.witness.saw(found, from_vip=found.source in self._vips, now=now)
-
-    # --- events for the API ---
-    def _announce_server(self, server: ServerState) -> Announce:
-        return Announce("server", {"name": server.name, "state": server.state, "epoch": server.epoch})
-
-    def _announce_takeover(self, takeover: Takeover) -> list[Action]:
-        body: dict[str, object] = {
-            "id": takeover.number,
-            "from": takeover.source,
-            "to": takeover.heir,
-            "phase": takeover.phase.value,
-        }
-        return [Announce("takeover", body)]
 
 
 def _backup(backup: str, owner: str, blocks: list[bytes]) -> list[Action]:

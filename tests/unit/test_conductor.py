@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from controller import conductor, steering
-from controller.actions import Announce, Commit, Persist, Send
+from controller.actions import Announce, Commit, Drop, Persist, Send
 from controller.conductor import RECOVERY_GRACE
 from controller.detector import TICK
 from controller.takeover import Phase
@@ -419,6 +419,64 @@ def test_a_slot_that_followed_a_connection_is_still_there_after_the_controllers_
 
 def test_checkpoints_that_move_no_slot_are_no_news_for_what_is_remembered(scene: Scene) -> None:
     assert Persist not in map(type, scene.store("s1", 40_000))
+
+
+def present(scene: Scene, name: str, *client_ports: int, last: bool = True) -> None:
+    named = messages.Present([scenario.four_tuple(port).id for port in client_ports], last)
+    assert scene.conductor.received(name, named, scene.now) == []
+
+
+def known(scene: Scene) -> set[int]:
+    return {record.header.connection.destination_port for _, record in scene.conductor.collector.all()}
+
+
+def test_what_ended_while_the_controller_was_away_is_forgotten_once_the_server_has_named_what_it_has(
+    scene: Scene,
+) -> None:
+    scene.store("s1", *S1_PORTS, 40_012)
+    scene.store("s2", 40_002)
+    again = scene.restarted().up()
+    again.store("s1", 40_000, serial=2)
+    again.store("s1", 40_016)
+    present(again, "s1", 40_000, last=False)
+    assert ticks(again, TICK) == []
+    present(again, "s1", 40_006)
+    forgotten = ticks(again, TICK)
+    assert [a.connections for a in forgotten if isinstance(a, Drop)] == [[scenario.four_tuple(40_012).id]]
+    assert [forget.connections for forget in said(forgotten, "s2", messages.Forget)] == [
+        [scenario.four_tuple(40_012).id]
+    ]
+    assert known(again) == {40_000, 40_002, 40_006, 40_016}, "what began since was stored, though not named"
+
+
+def test_what_a_server_has_not_taken_up_yet_is_no_phantom(scene: Scene) -> None:
+    scene.store("s1", 40_000)
+    scene.end("s1")
+    again = scene.restarted().up("s2", "s3")
+    present(again, "s2")
+    assert not [action for action in ticks(again, 2 * TICK) if isinstance(action, Drop)]
+    assert known(again) == {40_000}
+
+
+def test_a_server_that_dies_while_it_names_what_it_has_loses_nothing(scene: Scene) -> None:
+    scene.store("s1", *S1_PORTS)
+    again = scene.restarted().up()
+    present(again, "s1", 40_000, last=False)
+    again.end("s1")
+    assert not [action for action in ticks(again, 2 * TICK) if isinstance(action, Drop)]
+    assert known(again) == set(S1_PORTS)
+
+
+def test_many_phantoms_are_forgotten_in_portions_and_a_new_connection_of_such_a_name_is_none(scene: Scene) -> None:
+    ports = range(30_000, 30_000 + 16 * 200, 16)
+    scene.store("s1", *ports)
+    again = scene.restarted().up()
+    present(again, "s1")
+    first = [action for action in ticks(again, TICK) if isinstance(action, Drop)]
+    assert [len(drop.connections) for drop in first] == [messages.PORTION_BLOCKS]
+    again.store("s1", ports[-1], serial=2)
+    ticks(again, 5 * TICK)
+    assert known(again) == {ports[-1]}
 
 
 @pytest.mark.parametrize("saved", [b"", b"\xc1", b"not what was saved", b"\x80"])
