@@ -154,7 +154,7 @@ class Collector:
         if not share.records and not share.settled:
             self._shares[share.server].remove(share)
 
-    def load(self, server: str, incarnation: int, block: bytes) -> None:
+    def load(self, server: str, incarnation: int, block: bytes) -> Header:
         """A block from the store, at the start; `server` was in this life then. Raises `CheckpointRefused`.
 
         A block of a former life says nothing of where the connection lives now: its takeover had not ended."""
@@ -163,6 +163,7 @@ class Collector:
         lives = header.server == server and header.incarnation == incarnation
         share = self._own(server) if lives else self._taken_over(server)
         self._put(name, header, block, share, 0)
+        return header
 
     def forget(self, server: str, names: Iterable[str]) -> list[str]:
         """These connections ended, says their server. Returns those that were its to end."""

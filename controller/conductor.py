@@ -84,8 +84,9 @@ class Conductor:
     def recover(self, saved: bytes, now: float) -> None:
         """Take up what the last life of the controller knew. Servers that were up have a grace to say hello."""
         state = remembered.decode(saved)
-        if state is None or not self.ownership.restore(state.ownership):
+        if state is None:
             return
+        self.ownership.restore(state.ownership)
         self.epoch, self._number = state.epoch, state.number
         for name, old in state.servers.items():
             server = self.servers.get(name)
@@ -97,7 +98,8 @@ class Conductor:
     def load(self, server: str, block: bytes) -> None:
         """A block from the store, after `recover`. Raises `CheckpointRefused`."""
         known = self.servers.get(server)
-        self.collector.load(server, known.incarnation if known is not None else 0, block)
+        header = self.collector.load(server, known.incarnation if known is not None else 0, block)
+        self.epoch = max(self.epoch, header.epoch)
 
     def settle_responsibility(self, now: float) -> None:
         """After the stored blocks were loaded: whoever owns a connection's slot is responsible for it.
@@ -107,6 +109,9 @@ class Conductor:
         for name in self.collector.names():
             record = self.collector.get(name)
             assert record is not None
+            if record.slot in self.ownership.unsure and record.settled and record.responsible in self.servers:
+                self.ownership.follow(record.slot, record.responsible)
+                self.ownership.unsure.discard(record.slot)
             owner = self.ownership.server_for(record.header.connection)
             if owner is not None and owner != record.responsible:
                 self.collector.reassign_one(name, owner)
@@ -488,7 +493,8 @@ class Conductor:
     def _heir(self, name: str) -> str | None:
         """The first backup that is up and attached; the one that has the unready connections comes first."""
         server = self.configuration.server(name)
-        assert server is not None
+        if server is None:  # no longer in the configuration
+            return None
         attached = self._attachments()
         return next((b for b in server.backups if self.servers[b].up and b in attached), None)
 

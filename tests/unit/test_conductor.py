@@ -479,6 +479,53 @@ def test_many_phantoms_are_forgotten_in_portions_and_a_new_connection_of_such_a_
     assert known(again) == {ports[-1]}
 
 
+@pytest.mark.parametrize("servers", [2, 4])
+def test_lives_epochs_and_numbers_outlast_a_change_of_the_configuration(scene: Scene, servers: int) -> None:
+    scene.end("s1")
+    scene.commit(1)
+    scene.store("s2", 40_002, epoch=2)
+    again = scene.restarted(scenario.config(servers))
+    assert again.conductor.epoch == scene.conductor.epoch
+    (answer,) = again.hello("s1", 1)
+    assert isinstance(answer, Send) and isinstance(answer.message, messages.Refused) and answer.message.fenced
+    assert kinds(again.hello("s2"))[0] == "Send Welcome"
+    assert again.owners()[0] == again.owners()[1] == "s2" and again.conductor.collector.count("s2") == 1
+    again.up(*[f"s{number}" for number in range(3, servers + 1)])
+    assert [takeover.source for takeover in again.conductor.history.all()] == []
+    again.end("s2")
+    assert again.conductor.history.all()[0].number == 2
+
+
+def test_what_a_server_had_that_is_no_longer_in_the_configuration_goes_to_the_slots_owner(scene: Scene) -> None:
+    scene.store("s3", 40_004)
+    again = scene.restarted(scenario.config(2))
+    owner = again.owners()[2]
+    heard = again.hello(owner)
+    (takeover,) = again.conductor.history.all()
+    assert (takeover.source, takeover.heir, takeover.connections) == ("s3", owner, 1)
+    assert backed_up(heard, owner, "s3") == {40_004}
+
+
+def test_with_other_slots_a_connection_stays_where_it_lives(scene: Scene) -> None:
+    scene.store("s2", 40_002)
+    again = scene.restarted(scenario.config(3, slots=1)).up()
+    assert again.owners() == {0: "s2"} and again.conductor.history.all() == []
+
+
+def test_connections_of_a_vip_and_a_server_that_are_both_gone_wait_and_are_given_up(scene: Scene) -> None:
+    scene.store("s3", 40_004)
+    again = scene.restarted(scenario.config(2, vips=["10.0.0.101"]))
+    again.now += conductor.WAIT_FOR_BACKUP + 1
+    dropped = [action.connections for action in again.conductor.tick(again.now) if isinstance(action, Drop)]
+    assert dropped == [[scenario.four_tuple(40_004).id]] and len(again.conductor.collector) == 0
+
+
+def test_no_epoch_is_older_than_a_stored_checkpoints() -> None:
+    scene = Scene()
+    scene.conductor.load("s1", scenario.block("s1", 40_000, epoch=7))
+    assert scene.conductor.epoch == 7
+
+
 @pytest.mark.parametrize("saved", [b"", b"\xc1", b"not what was saved", b"\x80"])
 def test_what_was_saved_and_cannot_be_read_changes_nothing(saved: bytes) -> None:
     scene = Scene()
