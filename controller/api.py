@@ -20,6 +20,7 @@ import yaml
 from eventlet.green import socket as green_socket
 
 from controller import metrics, views
+from controller.accepting import Accepting
 from controller.collector import Record
 from controller.runtime import Runtime
 from controller.server_state import ServerState
@@ -32,6 +33,8 @@ _PORTION = 64
 """Items of a long answer that are made without letting the controller do anything else."""
 _EVENT_POLL_SECONDS = 0.05
 _KEEP_ALIVE_SECONDS = 15.0
+_CLIENT_SECONDS = 30.0
+"""For a client to say something, or to take what it is told. One that listens to events has nothing to say."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -167,6 +170,7 @@ class Events:
             if last is not None and last.isascii() and last.isdigit() and len(last) < 18
             else self._runtime.event_number
         )
+        request.env["eventlet.minimum_write_chunk_size"] = 1  # else events wait for each other
         response.content_type = "text/event-stream"
         response.set_header("Cache-Control", "no-store")
         response.stream = self._stream(seen)
@@ -272,4 +276,10 @@ def listen(address: Address) -> Any:
 
 def serve(sock: Any, runtime: Runtime) -> None:
     """For ever, on green threads."""
-    eventlet.wsgi.server(sock, application(runtime), log=logging.getLogger("controller.api.access"), log_output=False)
+    eventlet.wsgi.server(
+        Accepting(sock, "API"),
+        application(runtime),
+        log=logging.getLogger("controller.api.access"),
+        log_output=False,
+        socket_timeout=_CLIENT_SECONDS,
+    )

@@ -13,12 +13,13 @@ from controller import api, ryu_adapter
 from controller.runtime import Runtime
 from state.configuration import Configuration
 from state.errors import LocalError
-from state.process import settle
+from state.process import allow_files, settle
 from state.store import EmbeddedStore
 
 
 def run(configuration: Configuration) -> None:
     """Until the process ends. Raises `LocalError` when a port is in use or the store cannot be opened."""
+    allow_files()
     _check_free(configuration)
     store = EmbeddedStore(configuration.state)
     runtime = Runtime(configuration, store)
