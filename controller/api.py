@@ -171,6 +171,8 @@ class Events:
             else self._runtime.event_number
         )
         request.env["eventlet.minimum_write_chunk_size"] = 1  # else events wait for each other
+        if seen > self._runtime.event_number:  # the clock was set back between two lives of the controller
+            seen = 0
         response.content_type = "text/event-stream"
         response.set_header("Cache-Control", "no-store")
         response.stream = self._stream(seen)

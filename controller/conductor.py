@@ -389,16 +389,15 @@ class Conductor:
         self._needs_blocks(server.name)
         self.gate.dead(server.name)
         self._roll_call.cancel(server.name)
-        for takeover in list(self._active.values()):
-            if takeover.heir == server.name:
-                if takeover.phase is Phase.FENCING:
-                    prepared = None  # its blocks were to go to the next backup with the commit
-                takeover.fail(now)
-                del self._active[takeover.number]
+        inherited = [takeover for takeover in self._active.values() if takeover.heir == server.name]
+        if any(takeover.phase is Phase.FENCING for takeover in inherited):
+            prepared = None  # its blocks were to go to the next backup with the commit
+        ended = [self._end(takeover, now) for takeover in inherited]
         self.epoch += 1
         server.epoch = self.epoch
         heir = self._heir(server.name)
-        count = self.collector.count(server.name) + self._supersede(server.name, heir, now)
+        more, superseded = self._supersede(server.name, heir, now)
+        count = self.collector.count(server.name) + more
         takeover = self._record(failure, heir, count, now)
         fenced = messages.Refused(f"{server.name} was fenced in epoch {self.epoch}: {failure.cause.value}", True)
         actions: list[Action] = []
@@ -416,18 +415,20 @@ class Conductor:
                 actions += self._blocks_for(heir, server.name)
             self.collector.reassign(server.name, heir)
         actions += [Send(server.name, fenced, last=True), self.saved()]
-        return [*actions, announce.server(server), announce.takeover(takeover)]
+        return [*actions, announce.server(server), *ended, *superseded, announce.takeover(takeover)]
 
-    def _supersede(self, source: str, heir: str | None, now: float) -> int:
+    def _end(self, takeover: Takeover, now: float) -> Action:
+        """Its connections go on to another takeover."""
+        takeover.fail(now)
+        del self._active[takeover.number]
+        return announce.takeover(takeover)
+
+    def _supersede(self, source: str, heir: str | None, now: float) -> tuple[int, list[Action]]:
         """The heir was not told yet to resume what an earlier life left: it does so in one with the rest. Returns how
         many connections that is."""
-        count = 0
-        for takeover in list(self._active.values()):
-            if takeover.phase is Phase.FENCING and (takeover.source, takeover.heir) == (source, heir):
-                count += takeover.waiting
-                takeover.fail(now)
-                del self._active[takeover.number]
-        return count
+        fencing = [t for t in self._active.values() if t.phase is Phase.FENCING]
+        found = [t for t in fencing if (t.source, t.heir) == (source, heir)]
+        return sum(t.waiting for t in found), [self._end(t, now) for t in found]
 
     def _record(self, failure: Failure, heir: str | None, connections: int, now: float) -> Takeover:
         """A takeover begins."""
@@ -473,8 +474,9 @@ class Conductor:
         waiting = [t for t in self._active.values() if t.phase is Phase.WAITING and t.source == source]
         actions: list[Action] = []
         for takeover in waiting:
-            more = self._supersede(source, heir, takeover.detected)
+            more, superseded = self._supersede(source, heir, takeover.detected)
             takeover.inherited(heir, more)
+            actions += superseded
             actions += self._blocks_for(heir, source)
             self.collector.reassign(source, heir)
         self.ownership.fail_over(source, heir)

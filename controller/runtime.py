@@ -53,7 +53,9 @@ class Runtime:
         self.switch: Switch | None = None
         self.events: deque[tuple[int, str, str]] = deque(maxlen=_EVENTS_KEPT)
         """(number, kind, JSON), the newest last."""
-        self.event_number = 0
+        self.event_number = int(self.started * 1e6)
+        """Of the last event. They begin at the wall clock: whoever goes on where an earlier life of the controller
+        stopped has seen none of them."""
         self.errors: Counter[str] = Counter()
         self.switch_messages: Counter[str] = Counter()
         """Sent to the switch, by their name in OpenFlow."""

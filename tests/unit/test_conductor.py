@@ -114,6 +114,14 @@ def test_a_takeover_is_done_when_its_heir_has_decided_every_connection(scene: Sc
     assert scene.conductor.collector.get(scenario.four_tuple(40_006).id) is None
 
 
+def test_a_takeover_that_ends_with_its_heir_is_told_to_be_over(scene: Scene) -> None:
+    scene.store("s1", *S1_PORTS)
+    scene.end("s1")
+    scene.commit(1)
+    told = [a.body for a in scene.end("s2") if isinstance(a, Announce) and a.kind == "takeover"]
+    assert [(body["id"], body["phase"]) for body in told] == [(1, "failed"), (2, "fencing")]
+
+
 def test_a_report_of_anybody_but_the_heir_changes_nothing(scene: Scene) -> None:
     scene.store("s1", *S1_PORTS)
     scene.end("s1")
