@@ -258,9 +258,8 @@ class Conductor:
         """Its home and its idle slots; these takeovers wait for the bundle, which steers all that it owns to it."""
         moves = self.ownership.give_back(server.name, self.collector.slots())
         attachment = self._attachments().get(server.name)
-        bundle = steering.hand_over(self.configuration, self.ownership.homes_of(server.name), attachment)
-        for move in moves:
-            bundle += steering.slot(self.configuration, self.ownership, move.slot)
+        homes, slots = self.ownership.homes_of(server.name), [move.slot for move in moves]
+        bundle = steering.give_back(self.configuration, self.ownership.frozen(), homes, attachment, slots)
         return Commit(bundle, takeovers)
 
     def disconnected(self, name: str, now: float) -> list[Action]:

@@ -167,6 +167,26 @@ def test_slots_with_connections_stay_with_who_serves_them_when_the_owner_returns
     assert (scene.owners()[0], scene.owners()[3]) == ("s2", "s1")
 
 
+def test_the_bundle_of_a_return_is_made_later_and_of_what_was_decided_then(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of messages would hold the controller's loop up."""
+    table = FlowTable()
+    for actions in (scene.conductor.switch_connected(scene.ports()), scene.end("s1"), scene.commit(1)):
+        for commit in commits(actions):
+            table.apply(commit.messages)
+    made: list[object] = []
+    home = steering.home
+    monkeypatch.setattr(steering, "home", lambda *given: made.append(given) or home(*given))
+    (returned,) = commits(scene.hello("s1", 2))
+    (failed,) = commits(scene.end("s1"))
+    made.clear()
+    table.apply(returned.messages)
+    assert made and passing(table, 40_000) == [1]
+    table.apply(failed.messages)
+    assert passing(table, 40_000) == [2]
+
+
 def test_a_server_that_restarted_unnoticed_is_taken_over_before_it_is_welcome(scene: Scene) -> None:
     scene.store("s1", 40_000)
     actions = scene.hello("s1", 2)

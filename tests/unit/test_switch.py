@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import eventlet
@@ -76,6 +78,36 @@ def test_a_full_connection_suspends_nobody_and_keeps_the_order(datapath: SlowDat
     first, second, third = (messages_of(piece) for piece in datapath.sent)
     assert [len(first), len(second), len(third)] == [42, 1, 3], "a bundle is one piece"
     assert second[0][0] == OFP.OFPT_FLOW_MOD
+
+
+def test_others_have_their_turn_while_a_long_bundle_is_made(
+    datapath: SlowDatapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 0.001)
+    monkeypatch.setattr("controller.switch.time.perf_counter", lambda: next(clock))
+    made: list[int] = []
+    turns: list[int] = []
+
+    def bundle() -> Iterator[Any]:
+        for number in range(40):
+            made.append(number)
+            yield flow(number)
+
+    def other() -> None:
+        while len(made) < 40:
+            turns.append(len(made))
+            eventlet.sleep(0)
+
+    switch = OpenFlowSwitch(datapath)
+    switch.commit(bundle(), nothing, nothing)
+    assert made == [], "nothing is made by whoever decides"
+    eventlet.spawn_n(other)
+    datapath.room.release()
+    with eventlet.Timeout(5):
+        while not datapath.sent:
+            eventlet.sleep(0)
+    assert len(set(turns)) > 8
+    assert len(messages_of(datapath.sent[0])) == 42, "and yet it is one piece"
 
 
 def test_a_commit_is_answered_once(datapath: SlowDatapath) -> None:
