@@ -21,6 +21,7 @@ from eventlet.green import socket as green_socket
 
 from controller import metrics, views
 from controller.accepting import Accepting
+from controller.bearer import Authorization
 from controller.collector import Record
 from controller.runtime import Runtime
 from controller.server_state import ServerState
@@ -238,8 +239,8 @@ def _unexpected(request: falcon.Request, response: falcon.Response, error: Excep
     raise falcon.HTTPInternalServerError(description="an internal error; the controller's log has it")
 
 
-def application(runtime: Runtime) -> falcon.App[falcon.Request, falcon.Response]:
-    app = falcon.App()
+def application(runtime: Runtime, token: str | None = None) -> falcon.App[falcon.Request, falcon.Response]:
+    app = falcon.App(middleware=[Authorization(token)])
     handler = falcon.media.JSONHandler(dumps=msgspec.json.encode)  # ten times as quick as the default
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = handler
     app.set_error_serializer(_problem)
@@ -276,11 +277,11 @@ def listen(address: Address) -> Any:
     return sock
 
 
-def serve(sock: Any, runtime: Runtime) -> None:
+def serve(sock: Any, runtime: Runtime, token: str | None) -> None:
     """For ever, on green threads."""
     eventlet.wsgi.server(
         Accepting(sock, "API"),
-        application(runtime),
+        application(runtime, token),
         log=logging.getLogger("controller.api.access"),
         log_output=False,
         socket_timeout=_CLIENT_SECONDS,

@@ -65,7 +65,8 @@ process.api = SimpleNamespace(listen=nothing, serve=nothing)
 limits = resource.getrlimit
 process.ryu_adapter.run = lambda *_: print(len(set(limits(resource.RLIMIT_NOFILE))))
 address = SimpleNamespace(host="127.0.0.1", port=1)
-process.run(SimpleNamespace(state="", api=SimpleNamespace(listen=address), switch=SimpleNamespace(listen=address)))
+api = SimpleNamespace(listen=address, token_file=None)
+process.run(SimpleNamespace(state="", api=api, switch=SimpleNamespace(listen=address)))
 """
 
 
@@ -88,7 +89,7 @@ def server(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[
     monkeypatch.setattr(api, "_CLIENT_SECONDS", 0.2)
     monkeypatch.setattr(api, "_KEEP_ALIVE_SECONDS", 0.4)
     sock = api.listen(Address("127.0.0.1", 0))
-    serving = eventlet.spawn(api.serve, sock, runtime)
+    serving = eventlet.spawn(api.serve, sock, runtime, None)
     yield sock.getsockname()
     serving.kill()
     sock.close()
