@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import eventlet
 from eventlet.green import socket as green_socket
 
+from controller.accepting import Accepting
 from state import messages
 from state.configuration import Address
 from state.errors import LocalError, MessageRefused
@@ -147,7 +148,9 @@ def listen(address: Address) -> Any:
 
 def serve(sock: Any, listener: Listener, spawn: Callable[..., Any] = eventlet.spawn_n) -> None:
     """Accept agents for ever."""
+    accepting = Accepting(sock, "agents")
     while True:
-        connection, peer = sock.accept()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection, peer = accepting.accept()
+        with contextlib.suppress(OSError):  # it has ended already: its reader will see that
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         spawn(AgentLink(connection, str(peer[0])).read, listener)

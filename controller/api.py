@@ -20,9 +20,11 @@ import yaml
 from eventlet.green import socket as green_socket
 
 from controller import metrics, views
+from controller.accepting import Accepting
+from controller.bearer import Authorization
 from controller.collector import Record
-from controller.conductor import ServerState
 from controller.runtime import Runtime
+from controller.server_state import ServerState
 from state.configuration import Address
 from state.errors import LocalError
 
@@ -32,6 +34,8 @@ _PORTION = 64
 """Items of a long answer that are made without letting the controller do anything else."""
 _EVENT_POLL_SECONDS = 0.05
 _KEEP_ALIVE_SECONDS = 15.0
+_CLIENT_SECONDS = 30.0
+"""For a client to say something, or to take what it is told. One that listens to events has nothing to say."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -167,6 +171,9 @@ class Events:
             if last is not None and last.isascii() and last.isdigit() and len(last) < 18
             else self._runtime.event_number
         )
+        request.env["eventlet.minimum_write_chunk_size"] = 1  # else events wait for each other
+        if seen > self._runtime.event_number:  # the clock was set back between two lives of the controller
+            seen = 0
         response.content_type = "text/event-stream"
         response.set_header("Cache-Control", "no-store")
         response.stream = self._stream(seen)
@@ -232,8 +239,8 @@ def _unexpected(request: falcon.Request, response: falcon.Response, error: Excep
     raise falcon.HTTPInternalServerError(description="an internal error; the controller's log has it")
 
 
-def application(runtime: Runtime) -> falcon.App[falcon.Request, falcon.Response]:
-    app = falcon.App()
+def application(runtime: Runtime, token: str | None = None) -> falcon.App[falcon.Request, falcon.Response]:
+    app = falcon.App(middleware=[Authorization(token)])
     handler = falcon.media.JSONHandler(dumps=msgspec.json.encode)  # ten times as quick as the default
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = handler
     app.set_error_serializer(_problem)
@@ -270,6 +277,12 @@ def listen(address: Address) -> Any:
     return sock
 
 
-def serve(sock: Any, runtime: Runtime) -> None:
+def serve(sock: Any, runtime: Runtime, token: str | None) -> None:
     """For ever, on green threads."""
-    eventlet.wsgi.server(sock, application(runtime), log=logging.getLogger("controller.api.access"), log_output=False)
+    eventlet.wsgi.server(
+        Accepting(sock, "API"),
+        application(runtime, token),
+        log=logging.getLogger("controller.api.access"),
+        log_output=False,
+        socket_timeout=_CLIENT_SECONDS,
+    )

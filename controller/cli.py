@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         show = commands.add_parser(name, help=help_)
         show.add_argument("--api", default="http://127.0.0.1:8080", metavar="URL")
+        show.add_argument("--token-file", metavar="FILE", help="else the API's token is TAKEOVER_TOKEN, if that is set")
         show.add_argument("--json", action="store_true", help="the API's answer as it is")
         if name == "connections":
             show.add_argument("--server", help="only this server's")
@@ -120,8 +121,27 @@ class ApiFailed(TakeoverError):
     """The API could not be reached, or refused."""
 
 
-def fetch(api: str, path: str, **query: str) -> Any:
-    """One answer of the API. Raises `ApiFailed` with the API's own sentence."""
+def _token(chosen: argparse.Namespace) -> str | None:
+    """From the file that was named, if one was. Raises `LocalError`."""
+    if chosen.token_file is None:
+        return None
+    from state import token
+
+    return token.read(chosen.token_file)
+
+
+def _token_of_environment() -> str | None:
+    given = os.environ.get("TAKEOVER_TOKEN")
+    if not given:
+        return None
+    from state import token
+
+    return token.checked(given, "TAKEOVER_TOKEN")
+
+
+def fetch(api: str, path: str, *, token: str | None = None, **query: str) -> Any:
+    """One answer of the API, to this token or the environment's. Raises `ApiFailed` with the API's own sentence, and
+    `LocalError` for a token that is none."""
     url = f"{api.rstrip('/')}{path}"
     if query:
         url += "?" + urllib.parse.urlencode(query)
@@ -129,9 +149,9 @@ def fetch(api: str, path: str, **query: str) -> Any:
         request = urllib.request.Request(url)
     except ValueError as error:
         raise ApiFailed(f"the API at {api} does not answer: {error}") from None
-    token = os.environ.get("TAKEOVER_TOKEN")
+    token = token or _token_of_environment()
     if token:
-        request.add_header("Authorization", f"Bearer {token}")
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
@@ -148,12 +168,12 @@ def fetch(api: str, path: str, **query: str) -> Any:
         raise ApiFailed(f"the API at {api} does not answer: {getattr(error, 'reason', error)}") from None
 
 
-def fetch_all(api: str, path: str, **query: str) -> list[dict[str, Any]]:
+def fetch_all(api: str, path: str, *, token: str | None = None, **query: str) -> list[dict[str, Any]]:
     """All pages of a list."""
     items: list[dict[str, Any]] = []
     cursor: str | None = "0"
     while cursor is not None:
-        page = fetch(api, path, limit=str(_PAGE), cursor=cursor, **query)
+        page = fetch(api, path, token=token, limit=str(_PAGE), cursor=cursor, **query)
         items += page["items"]
         cursor = page["next"]
     return items
@@ -170,14 +190,14 @@ def _print(chosen: argparse.Namespace, items: list[dict[str, Any]], rows: list[d
 
 
 def _servers(chosen: argparse.Namespace) -> int:
-    items = fetch(chosen.api, "/v1/servers")["items"]
+    items = fetch(chosen.api, "/v1/servers", token=_token(chosen))["items"]
     columns = ("name", "state", "epoch", "connections", "slots", "load", "backup", "heartbeat_age_ms")
     return _print(chosen, items, [{column: item[column] for column in columns} for item in items])
 
 
 def _connections(chosen: argparse.Namespace) -> int:
     query = {"server": chosen.server} if chosen.server else {}
-    items = fetch_all(chosen.api, "/v1/connections", **query)
+    items = fetch_all(chosen.api, "/v1/connections", token=_token(chosen), **query)
     return _print(chosen, items, _with_parts(items))
 
 
@@ -243,7 +263,7 @@ def _printable(name: str | None) -> str | None:
 
 
 def _takeovers(chosen: argparse.Namespace) -> int:
-    items = fetch_all(chosen.api, "/v1/takeovers")
+    items = fetch_all(chosen.api, "/v1/takeovers", token=_token(chosen))
     rows = []
     for item in items:
         resets = ", ".join(f"{count} {reason}" for reason, count in item["reset"].items())
@@ -265,10 +285,11 @@ def _takeovers(chosen: argparse.Namespace) -> int:
 
 
 def _status(chosen: argparse.Namespace) -> int:
-    health = fetch(chosen.api, "/healthz")
-    servers = fetch(chosen.api, "/v1/servers")["items"]
-    vips = fetch(chosen.api, "/v1/vips")["items"]
-    takeovers = fetch_all(chosen.api, "/v1/takeovers")
+    token = _token(chosen)
+    health = fetch(chosen.api, "/healthz", token=token)
+    servers = fetch(chosen.api, "/v1/servers", token=token)["items"]
+    vips = fetch(chosen.api, "/v1/vips", token=token)["items"]
+    takeovers = fetch_all(chosen.api, "/v1/takeovers", token=token)
     summary = {
         "status": health["status"],
         "servers": {server["name"]: server["state"] for server in servers},

@@ -154,12 +154,16 @@ class Collector:
         if not share.records and not share.settled:
             self._shares[share.server].remove(share)
 
-    def load(self, server: str, block: bytes) -> None:
-        """A block from the store, at the start. Raises `CheckpointRefused`."""
+    def load(self, server: str, incarnation: int, block: bytes) -> Header:
+        """A block from the store, at the start; `server` was in this life then. Raises `CheckpointRefused`.
+
+        A block of a former life says nothing of where the connection lives now: its takeover had not ended."""
         header = decode_header(block)
         name = header.connection.id
-        share = self._own(server) if header.server == server else self._taken_over(server)
+        lives = header.server == server and header.incarnation == incarnation
+        share = self._own(server) if lives else self._taken_over(server)
         self._put(name, header, block, share, 0)
+        return header
 
     def forget(self, server: str, names: Iterable[str]) -> list[str]:
         """These connections ended, says their server. Returns those that were its to end."""

@@ -15,14 +15,15 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import msgspec
-
-from controller import steering
-from controller.actions import Action, Announce, Commit, Drop, Persist, Send, SendToSwitch
+from controller import announce, remembered, steering
+from controller.actions import Action, Commit, Drop, Persist, Send, SendToSwitch
 from controller.collector import Collector
 from controller.detector import Cause, Detector, Failure
 from controller.gate import HOLD_SECONDS, Decision, Gate, Held, decide, kind_of
 from controller.ownership import Ownership
+from controller.remembered import Remembered, RememberedServer
+from controller.roll_call import RollCall
+from controller.server_state import ServerState
 from controller.steering import Attachment
 from controller.takeover import History, Phase, Takeover
 from controller.witness import Witness
@@ -41,43 +42,6 @@ INHERITING_LIMIT = 5.0
 """Seconds after its beginning in which a takeover's heir refuses nobody."""
 INHERITED_GRACE = 0.1
 """Seconds after a takeover in which a packet of its heir's kernel, sent before, may still reach the controller."""
-
-
-@dataclass
-class ServerState:
-    name: str
-    port: int | None = None
-    """Its switch port's number, None while the switch does not have it."""
-    state: str = "failed"
-    incarnation: int = 0
-    mac: str = ""
-    pid: int = 0
-    epoch: int = 0
-    connections: int = 0
-    load: float = 0.0
-    lag: float = 0.0
-    lag_most: float = 0.0
-    """The longest delay of its event loop since the metrics were last asked."""
-    backup: str | None = None
-    unready: int = 0
-    """Unready connections that its backup holds of it (claim 14), as of the backup's last heartbeat."""
-
-    @property
-    def up(self) -> bool:
-        return self.state == "up"
-
-
-class _SavedServer(msgspec.Struct):
-    incarnation: int
-    mac: str
-    up: bool
-
-
-class _Saved(msgspec.Struct):
-    epoch: int
-    number: int
-    servers: dict[str, _SavedServer]
-    ownership: bytes
 
 
 @dataclass
@@ -100,6 +64,7 @@ class Conductor:
         self.detector = Detector(self.configuration.detection.timeout / 1000)
         self.servers = {server.name: ServerState(server.name) for server in self.configuration.servers}
         self._vips = {ipaddress.ip_address(vip.address).packed for vip in self.configuration.vips}
+        self._roll_call = RollCall(self.collector)
         self._ports: dict[str, int] = {}
         self._number = 0
         self._active: dict[int, Takeover] = {}
@@ -110,20 +75,18 @@ class Conductor:
     # --- the controller's own restart ---
     def saved(self) -> Persist:
         servers = {
-            s.name: _SavedServer(s.incarnation, s.mac, s.up or s.name in self._recovering)
+            s.name: RememberedServer(s.incarnation, s.mac, s.up or s.name in self._recovering)
             for s in self.servers.values()
         }
-        state = _Saved(self.epoch, self._number, servers, self.ownership.encode())
-        return Persist("conductor", msgspec.msgpack.encode(state))
+        state = Remembered(self.epoch, self._number, servers, self.ownership.encode())
+        return Persist(remembered.NAME, state.encode())
 
     def recover(self, saved: bytes, now: float) -> None:
         """Take up what the last life of the controller knew. Servers that were up have a grace to say hello."""
-        try:
-            state = msgspec.msgpack.decode(saved, type=_Saved)
-        except msgspec.DecodeError:
+        state = remembered.decode(saved)
+        if state is None:
             return
-        if not self.ownership.restore(state.ownership):
-            return
+        self.ownership.restore(state.ownership)
         self.epoch, self._number = state.epoch, state.number
         for name, old in state.servers.items():
             server = self.servers.get(name)
@@ -131,6 +94,12 @@ class Conductor:
                 server.incarnation, server.mac = old.incarnation, old.mac
                 if old.up:
                     self._recovering[name] = now + RECOVERY_GRACE
+
+    def load(self, server: str, block: bytes) -> None:
+        """A block from the store, after `recover`. Raises `CheckpointRefused`."""
+        known = self.servers.get(server)
+        header = self.collector.load(server, known.incarnation if known is not None else 0, block)
+        self.epoch = max(self.epoch, header.epoch)
 
     def settle_responsibility(self, now: float) -> None:
         """After the stored blocks were loaded: whoever owns a connection's slot is responsible for it.
@@ -140,6 +109,9 @@ class Conductor:
         for name in self.collector.names():
             record = self.collector.get(name)
             assert record is not None
+            if record.slot in self.ownership.unsure and record.settled and record.responsible in self.servers:
+                self.ownership.follow(record.slot, record.responsible)
+                self.ownership.unsure.discard(record.slot)
             owner = self.ownership.server_for(record.header.connection)
             if owner is not None and owner != record.responsible:
                 self.collector.reassign_one(name, owner)
@@ -155,7 +127,7 @@ class Conductor:
         self._ports = dict(ports)
         for server in self.configuration.servers:
             self.servers[server.name].port = self._ports.get(server.port)
-        return [*self.reinstall(), *self._synchronise()]
+        return [*self.reinstall(), *self._take_in(), *self._synchronise()]
 
     def reinstall(self) -> list[Action]:
         """Say to the switch everything that should stand in it; takeovers that wait for a fence wait for this one."""
@@ -175,7 +147,7 @@ class Conductor:
         if not up:
             failure = self.detector.failed(server.name, Cause.LINK_DOWN)
             return self._failed(failure, now) if failure is not None else []
-        return self._synchronise()
+        return [*self._take_in(), *self._synchronise()]
 
     def _attachments(self) -> dict[str, Attachment]:
         return {
@@ -197,7 +169,7 @@ class Conductor:
         second = self.servers[takeover.heir].backup
         if second is not None:
             actions += self._blocks_for(second, takeover.heir)
-        return [*actions, *self._synchronise(), *self._announce_takeover(takeover)]
+        return [*actions, *self._synchronise(), announce.takeover(takeover)]
 
     def _young(self, takeover: Takeover) -> list[messages.Handshake]:
         """Data connections of the source that no checkpoint knows."""
@@ -218,18 +190,22 @@ class Conductor:
         if server is None:
             known = ", ".join(self.servers)
             return self._refuse(hello, f"no server named {hello.server} is in the configuration; known are {known}")
+        recovering = server.name in self._recovering
+        if hello.incarnation == server.incarnation:
+            if not server.up and not recovering:
+                return self._refuse(hello, f"{server.name} was fenced in epoch {server.epoch}", fenced=True)
+            self._recovering.pop(server.name, None)
+            return self._join(server, hello, now, again=True, recovering=recovering)
         actions: list[Action] = []
-        others = self._recovering.keys() - {server.name}
-        if server.name in self._recovering and hello.incarnation != server.incarnation and others:
-            return self._refuse(hello, f"its takeover waits for {', '.join(others)}")
-        recovering = self._recovering.pop(server.name, None) is not None
-        if server.up or recovering:
-            if hello.incarnation == server.incarnation:
-                return self._join(server, hello, now, again=True, recovering=recovering)
+        if server.up:
             failure = self.detector.failed(server.name, Cause.RESTARTED) or Failure(server.name, Cause.RESTARTED, now)
             actions += self._failed(failure, now)
-        elif hello.incarnation == server.incarnation:
-            return self._refuse(hello, f"{server.name} was fenced in epoch {server.epoch}", fenced=True)
+        if others := self._recovering.keys() - {server.name}:
+            # One of them may be its heir, or become it, and nobody has told that one to resume yet.
+            return [*actions, *self._refuse(hello, f"its takeover waits for {', '.join(sorted(others))}")]
+        if recovering:
+            del self._recovering[server.name]
+            actions += self._failed(Failure(server.name, Cause.RESTARTED, now), now)
         if any(t.source == server.name and t.phase is Phase.FENCING for t in self._active.values()):
             return [*actions, *self._refuse(hello, f"the fence of {server.name} is not up yet")]
         if server.port is None:
@@ -243,19 +219,27 @@ class Conductor:
     def _join(
         self, server: ServerState, hello: messages.Hello, now: float, *, again: bool, recovering: bool = False
     ) -> list[Action]:
-        """The server is up; in a new life it gets its home and its idle slots back."""
+        """The server is up; in a new life it gets its home and its idle slots back, and all that the dead left."""
         moved_mac = server.mac != hello.mac
         server.state, server.incarnation, server.mac = "up", hello.incarnation, hello.mac
         server.pid, server.epoch = hello.pid, self.epoch
         self.detector.watch(server.name, now)
         self._needs_blocks(server.name)
+        self._roll_call.begin(server.name)
         actions: list[Action] = [Send(server.name, messages.Welcome(self.epoch))]
+        waiting: tuple[int, ...] = ()
+        # What it left itself in its last life comes first: what it inherits would be given to it twice.
+        for source in () if again else sorted(self._left(), key=lambda source: source != server.name):
+            sends, numbers = self._inherit(source, server.name)
+            actions += sends
+            waiting += numbers
         if not again or moved_mac:
-            actions += self._give_back(server)
+            actions.append(self._give_back(server, waiting))
         if recovering:
             actions += self._take_up(server, now)
-        actions += self._take_in(server, now)
-        actions += [self.saved(), *self._synchronise(), self._announce_server(server)]
+        if again:
+            actions += self._take_in()
+        actions += [self.saved(), *self._synchronise(), announce.server(server)]
         return actions
 
     def _take_up(self, heir: ServerState, now: float) -> list[Action]:
@@ -270,17 +254,13 @@ class Conductor:
             actions += [*_backup(heir.name, source, blocks), Commit([], (self._number,))]
         return actions
 
-    def _give_back(self, server: ServerState) -> list[Action]:
-        busy = self.collector.slots()
-        orphans = {o for o in self.ownership.owner.values() if not self.servers[o].up and o not in self._recovering}
-        for orphan in orphans:
-            self.ownership.fail_over(orphan, server.name)
-        moves = self.ownership.give_back(server.name, busy)
+    def _give_back(self, server: ServerState, takeovers: tuple[int, ...]) -> Commit:
+        """Its home and its idle slots; these takeovers wait for the bundle, which steers all that it owns to it."""
+        moves = self.ownership.give_back(server.name, self.collector.slots())
         attachment = self._attachments().get(server.name)
-        bundle = steering.hand_over(self.configuration, self.ownership.homes_of(server.name), attachment)
-        for move in moves:
-            bundle += steering.slot(self.configuration, self.ownership, move.slot)
-        return [Commit(bundle)]
+        homes, slots = self.ownership.homes_of(server.name), [move.slot for move in moves]
+        bundle = steering.give_back(self.configuration, self.ownership.frozen(), homes, attachment, slots)
+        return Commit(bundle, takeovers)
 
     def disconnected(self, name: str, now: float) -> list[Action]:
         """The agent's control connection closed: its process ended."""
@@ -314,6 +294,10 @@ class Conductor:
             return self._resumed(name, message, now)
         if isinstance(message, messages.Young):
             return self._young_decided(name, message)
+        if isinstance(message, messages.Present):
+            self._roll_call.heard(name, message.connections)
+            if message.last:
+                self._roll_call.end(name)
         return []
 
     def stored(self, name: str, accepted: list[tuple[str, str, bytes]]) -> list[Action]:
@@ -321,7 +305,9 @@ class Conductor:
         if self.witness:
             for connection, _, _ in accepted:
                 self.witness.known(connection)
-        actions = self._follow_strays(name, [connection for connection, _, _ in accepted])
+        names = [connection for connection, _, _ in accepted]
+        self._roll_call.heard(name, names)
+        actions = self._follow_strays(name, names)
         backup = self.servers[name].backup
         if backup is not None and accepted:
             actions += _backup(backup, name, [block for _, _, block in accepted])
@@ -334,6 +320,7 @@ class Conductor:
         unknown to the shared state, it is reset by the first packet that its client sends.
         """
         actions: list[Action] = []
+        moved = False
         for connection in connections:
             record = self.collector.get(connection)
             slot = record.slot if record is not None else None
@@ -346,6 +333,9 @@ class Conductor:
                 actions += [*forget, Drop(gone)]
             else:
                 actions.append(Commit(steering.slot(self.configuration, self.ownership, slot)))
+                moved = True
+        if moved:  # else a restarted controller would tell the slot's old owner to resume what lives here
+            actions.append(self.saved())
         return actions
 
     def closed(self, name: str, connections: Iterable[str]) -> tuple[list[str], list[Action]]:
@@ -368,6 +358,10 @@ class Conductor:
         actions: list[Action] = []
         self.gate.expire(now)
         self.witness.expire(now)
+        server_name, phantoms = self._roll_call.phantoms()
+        if phantoms:
+            ended, forget = self.closed(server_name, phantoms)
+            actions += [*forget, Drop(ended)]
         for takeover in list(self._active.values()):
             if takeover.phase is Phase.WAITING and now - takeover.detected > WAIT_FOR_BACKUP:
                 actions += self._give_up(takeover, now)
@@ -393,16 +387,16 @@ class Conductor:
         server.state, server.connections, server.unready, server.backup = "failed", 0, 0, None
         self._needs_blocks(server.name)
         self.gate.dead(server.name)
-        for takeover in list(self._active.values()):
-            if takeover.heir == server.name:
-                if takeover.phase is Phase.FENCING:
-                    prepared = None  # its blocks were to go to the next backup with the commit
-                takeover.fail(now)
-                del self._active[takeover.number]
+        self._roll_call.cancel(server.name)
+        inherited = [takeover for takeover in self._active.values() if takeover.heir == server.name]
+        if any(takeover.phase is Phase.FENCING for takeover in inherited):
+            prepared = None  # its blocks were to go to the next backup with the commit
+        ended = [self._end(takeover, now) for takeover in inherited]
         self.epoch += 1
         server.epoch = self.epoch
         heir = self._heir(server.name)
-        count = self.collector.count(server.name)
+        more, superseded = self._supersede(server.name, heir, now)
+        count = self.collector.count(server.name) + more
         takeover = self._record(failure, heir, count, now)
         fenced = messages.Refused(f"{server.name} was fenced in epoch {self.epoch}: {failure.cause.value}", True)
         actions: list[Action] = []
@@ -420,7 +414,20 @@ class Conductor:
                 actions += self._blocks_for(heir, server.name)
             self.collector.reassign(server.name, heir)
         actions += [Send(server.name, fenced, last=True), self.saved()]
-        return [*actions, self._announce_server(server), *self._announce_takeover(takeover)]
+        return [*actions, announce.server(server), *ended, *superseded, announce.takeover(takeover)]
+
+    def _end(self, takeover: Takeover, now: float) -> Action:
+        """Its connections go on to another takeover."""
+        takeover.fail(now)
+        del self._active[takeover.number]
+        return announce.takeover(takeover)
+
+    def _supersede(self, source: str, heir: str | None, now: float) -> tuple[int, list[Action]]:
+        """The heir was not told yet to resume what an earlier life left: it does so in one with the rest. Returns how
+        many connections that is."""
+        fencing = [t for t in self._active.values() if t.phase is Phase.FENCING]
+        found = [t for t in fencing if (t.source, t.heir) == (source, heir)]
+        return sum(t.waiting for t in found), [self._end(t, now) for t in found]
 
     def _record(self, failure: Failure, heir: str | None, connections: int, now: float) -> Takeover:
         """A takeover begins."""
@@ -442,17 +449,37 @@ class Conductor:
         self._active[self._number] = takeover
         return takeover
 
-    def _take_in(self, heir: ServerState, now: float) -> list[Action]:
-        """Connections that waited for any server to come up: this one has their homes now (`_give_back`)."""
+    # --- what servers left that died while nobody could be their heir ---
+    def _left(self) -> list[str]:
+        """Dead servers that own homes, and servers whose connections wait."""
+        dead = [o for o in self.ownership.owner.values() if not self.servers[o].up and o not in self._recovering]
+        waiting = [t.source for t in self._active.values() if t.phase is Phase.WAITING]
+        return list(dict.fromkeys(dead + waiting))
+
+    def _take_in(self) -> list[Action]:
+        """A backup may be up and attached by now: it came, or its switch port did."""
         actions: list[Action] = []
-        for takeover in self._active.values():
-            if takeover.phase is not Phase.WAITING:
+        for source in self._left():
+            heir = self._heir(source)
+            if heir is None:
                 continue
-            takeover.inherited(heir.name)
-            # The hand-over of `_give_back` went before: when this one is committed, that one is.
-            actions += [*self._blocks_for(heir.name, takeover.source), Commit([], (takeover.number,))]
-            self.collector.reassign(takeover.source, heir.name)
-        return actions
+            homes, attachment = self.ownership.homes_of(source), self._attachments()[heir]
+            sends, numbers = self._inherit(source, heir)
+            actions += [*sends, Commit(steering.hand_over(self.configuration, homes, attachment), numbers)]
+        return [*actions, self.saved()] if actions else []
+
+    def _inherit(self, source: str, heir: str) -> tuple[list[Action], tuple[int, ...]]:
+        """The homes of the dead, and its connections that wait: (actions, takeovers that wait for the steering)."""
+        waiting = [t for t in self._active.values() if t.phase is Phase.WAITING and t.source == source]
+        actions: list[Action] = []
+        for takeover in waiting:
+            more, superseded = self._supersede(source, heir, takeover.detected)
+            takeover.inherited(heir, more)
+            actions += superseded
+            actions += self._blocks_for(heir, source)
+            self.collector.reassign(source, heir)
+        self.ownership.fail_over(source, heir)
+        return actions, tuple(takeover.number for takeover in waiting)
 
     def _give_up(self, takeover: Takeover, now: float) -> list[Action]:
         """Nobody came."""
@@ -462,12 +489,13 @@ class Conductor:
         takeover.waiting = 0
         takeover.fail(now)
         del self._active[takeover.number]
-        return [Drop(gone), *self._announce_takeover(takeover)]
+        return [Drop(gone), announce.takeover(takeover)]
 
     def _heir(self, name: str) -> str | None:
         """The first backup that is up and attached; the one that has the unready connections comes first."""
         server = self.configuration.server(name)
-        assert server is not None
+        if server is None:  # no longer in the configuration
+            return None
         attached = self._attachments()
         return next((b for b in server.backups if self.servers[b].up and b in attached), None)
 
@@ -481,7 +509,7 @@ class Conductor:
         if takeover.phase is Phase.DONE:
             del self._active[takeover.number]
             self._inherited[name] = now
-            actions += self._announce_takeover(takeover)
+            actions.append(announce.takeover(takeover))
         return actions
 
     def _young_decided(self, name: str, report: messages.Young) -> list[Action]:
@@ -490,14 +518,19 @@ class Conductor:
         if takeover is None or takeover.heir != name:
             return []
         takeover.found(len(report.resumed), [reason for _, reason in report.reset])
-        return self._announce_takeover(takeover)
+        return [announce.takeover(takeover)]
 
     # --- backups ahead of failure ---
     def _synchronise(self) -> list[Action]:
-        """Give every server that is up a backup that is up, and that backup all of the server's blocks."""
+        """Give every server that is up a backup that is up, and that backup all of the server's blocks.
+
+        Not yet while that one is to resume what the server left in its last life: it would resume these, too."""
         actions: list[Action] = []
+        fencing = {(t.source, t.heir) for t in self._active.values() if t.phase is Phase.FENCING}
         for server in self.servers.values():
             backup = self._heir(server.name) if server.up else None
+            if (server.name, backup) in fencing:
+                backup = None
             if backup == server.backup:
                 continue
             if server.backup is not None and self.servers[server.backup].up:
@@ -553,19 +586,6 @@ class Conductor:
     def handshake_seen(self, found: segment.Segment, now: float) -> None:
         """A SYN or SYN-ACK of a data connection passed the switch."""
         self.witness.saw(found, from_vip=found.source in self._vips, now=now)
-
-    # --- events for the API ---
-    def _announce_server(self, server: ServerState) -> Announce:
-        return Announce("server", {"name": server.name, "state": server.state, "epoch": server.epoch})
-
-    def _announce_takeover(self, takeover: Takeover) -> list[Action]:
-        body: dict[str, object] = {
-            "id": takeover.number,
-            "from": takeover.source,
-            "to": takeover.heir,
-            "phase": takeover.phase.value,
-        }
-        return [Announce("takeover", body)]
 
 
 def _backup(backup: str, owner: str, blocks: list[bytes]) -> list[Action]:

@@ -41,16 +41,9 @@ class _State(Collector):
         yield GaugeMetricFamily("takeover_young_connections", "Data connections without a checkpoint yet", young)
         causes = CounterMetricFamily("takeover_takeovers", "Takeovers by cause", labels=["cause"])
         fates = CounterMetricFamily("takeover_moved_connections", "Connections by fate", labels=["fate"])
-        totals: dict[str, int] = {}
-        fate: dict[str, int] = {"resumed": 0}
-        for takeover in conductor.history.all():
-            totals[takeover.cause] = totals.get(takeover.cause, 0) + 1
-            fate["resumed"] += takeover.resumed
-            for reason, number in takeover.reset.items():
-                fate[f"reset: {reason}"] = fate.get(f"reset: {reason}", 0) + number
-        for label, number in totals.items():
+        for label, number in conductor.history.causes.items():
             causes.add_metric([label], number)
-        for label, number in fate.items():
+        for label, number in conductor.history.fates.items():
             fates.add_metric([label], number)
         yield from (causes, fates)
         yield CounterMetricFamily("takeover_checkpoints", "Checkpoints taken in", conductor.collector.taken)

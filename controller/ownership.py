@@ -43,6 +43,8 @@ class SlotMove:
 class _Saved(msgspec.Struct):
     owners: dict[str, str]
     slots: list[list[str]]
+    vips: list[str] = []
+    """Their addresses, as many as rows of slots."""
 
 
 class Ownership:
@@ -58,6 +60,8 @@ class Ownership:
         """Home of each slot."""
         for slot in self.all_slots():
             self.home[slot] = self.first_home(slot)
+        self.unsure: set[SlotId] = set()
+        """Slots of which nothing could be restored: they belong to whoever has connections in them."""
 
     def frozen(self) -> Ownership:
         """What it is now: it will not change."""
@@ -124,20 +128,24 @@ class Ownership:
     def encode(self) -> bytes:
         """For the store, so that a controller that starts again knows."""
         slots = [[self.home[v, k] for k in range(vip.slots)] for v, vip in enumerate(self._vips)]
-        return msgspec.msgpack.encode(_Saved(self.owner, slots))
+        return msgspec.msgpack.encode(_Saved(self.owner, slots, [vip.address for vip in self._vips]))
 
     def restore(self, saved: bytes) -> bool:
-        """Take what was saved. False, and nothing changed, when it is of another configuration."""
+        """Take what was saved, as far as the configuration still has it. False, and nothing changed, when it cannot be
+        read."""
         try:
             state = msgspec.msgpack.decode(saved, type=_Saved)
         except msgspec.DecodeError:
             return False
         known = set(self._names)
-        named = set(state.owners) | set(state.owners.values()) | {name for row in state.slots for name in row}
-        if named - known or set(state.owners) != known:
-            return False
-        if [len(row) for row in state.slots] != [vip.slots for vip in self._vips]:
-            return False
-        self.owner = dict(state.owners)
-        self.home = {(v, k): name for v, row in enumerate(state.slots) for k, name in enumerate(row)}
+        self.owner |= {home: owner for home, owner in state.owners.items() if home in known and owner in known}
+        rows = dict(zip(state.vips, state.slots, strict=False))
+        self.unsure.clear()
+        for v, vip in enumerate(self._vips):
+            row = rows.get(vip.address, [])
+            for k in range(vip.slots):
+                if len(row) == vip.slots and row[k] in known:
+                    self.home[v, k] = row[k]
+                else:
+                    self.unsure.add((v, k))
         return True

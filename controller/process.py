@@ -11,20 +11,24 @@ import socket
 
 from controller import api, ryu_adapter
 from controller.runtime import Runtime
+from state import token
 from state.configuration import Configuration
 from state.errors import LocalError
-from state.process import settle
+from state.process import allow_files, settle
 from state.store import EmbeddedStore
 
 
 def run(configuration: Configuration) -> None:
-    """Until the process ends. Raises `LocalError` when a port is in use or the store cannot be opened."""
+    """Until the process ends. Raises `LocalError` when a port is in use, or the store or the token cannot be had."""
+    allow_files()
+    file = configuration.api.token_file
+    secret = token.read(file) if file is not None else None
     _check_free(configuration)
     store = EmbeddedStore(configuration.state)
     runtime = Runtime(configuration, store)
     runtime.listen()
     api_socket = api.listen(configuration.api.listen)
-    eventlet.spawn_n(api.serve, api_socket, runtime)
+    eventlet.spawn_n(api.serve, api_socket, runtime, secret)
     settle()
     listen = configuration.switch.listen
     ryu_adapter.run("controller.app", listen.host, listen.port, {"takeover": runtime})

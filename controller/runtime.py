@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 import eventlet
 
-from controller import agents
+from controller import agents, remembered
 from controller.actions import Action, Commit, Drop, Persist, Send, SendToSwitch
 from controller.agents import AgentLink
+from controller.complaints import Complaints
 from controller.conductor import Conductor
 from controller.detector import TICK
+from controller.keeping import Keeping
 from controller.steering import Message as SwitchMessage
 from dataplane.segment import Segment
 from state import messages
@@ -51,30 +53,33 @@ class Runtime:
         self.switch: Switch | None = None
         self.events: deque[tuple[int, str, str]] = deque(maxlen=_EVENTS_KEPT)
         """(number, kind, JSON), the newest last."""
-        self.event_number = 0
+        self.event_number = int(self.started * 1e6)
+        """Of the last event. They begin at the wall clock: whoever goes on where an earlier life of the controller
+        stopped has seen none of them."""
         self.errors: Counter[str] = Counter()
         self.switch_messages: Counter[str] = Counter()
         """Sent to the switch, by their name in OpenFlow."""
         self.late_packets = 0
         self.lag_seconds = 0.0
         """The longest that the event loop was late since it was last asked."""
-        self._store = store
+        self._complaints = Complaints(self.errors)
+        self._keeping = Keeping(store, self._complaints)
         self._links: dict[str, AgentLink] = {}
         self._listener: Any = None
-        self._recover()
+        self._recover(store)
 
-    def _recover(self) -> None:
-        saved = self._store.fact("conductor")
+    def _recover(self, store: Store) -> None:
+        saved = store.fact(remembered.NAME)
         if saved is not None:
             self.conductor.recover(saved, time.monotonic())
         stale = []
-        for name, server, block in self._store.checkpoints():
+        for name, server, block in store.checkpoints():
             try:
-                self.conductor.collector.load(server, block)
+                self.conductor.load(server, block)
             except CheckpointRefused as error:
                 _log.warning("stored checkpoint of %s: %s", name, error)
                 stale.append(name)
-        self._store.forget(stale)
+        self._keeping.forget(stale)
         self.conductor.settle_responsibility(time.monotonic())
 
     def listen(self) -> None:
@@ -94,7 +99,11 @@ class Runtime:
             now = time.monotonic()
             self.lag_seconds = max(self.lag_seconds, now - due)
             due = max(due, now - TICK)
-            self.perform(self.conductor.tick(now))
+            try:
+                self.perform(self.conductor.tick(now))
+                self._keeping.retry()
+            except Exception:  # else no hang would be noticed any more
+                self._complaints.unexpected("tick")
 
     # --- actions ---
     def perform(self, actions: Sequence[Action]) -> None:
@@ -111,9 +120,9 @@ class Runtime:
                 if self.switch is not None:
                     self.switch.send(action.message)
             elif isinstance(action, Drop):
-                self._store.forget(action.connections)
+                self._keeping.forget(action.connections)
             elif isinstance(action, Persist):
-                self._store.put_fact(action.name, action.value)
+                self._keeping.put_fact(action.name, action.value)
             else:
                 self._announce(action.kind, action.body)
 
@@ -184,13 +193,19 @@ class Runtime:
             stores = []
             if link.closed:
                 return
-            if isinstance(message, messages.Closed):
-                gone, actions = self.conductor.closed(name, message.connections)
-                self._store.forget(gone)
-            else:
-                actions = self.conductor.received(name, message, now)
-            self.perform(actions)
+            try:
+                self._do(name, message, now)
+            except Exception:  # else the agent's connection would end, and a healthy server be fenced
+                self._complaints.unexpected("agent message taken in")
         self._take(link, name, stores)
+
+    def _do(self, name: str, message: messages.FromAgent, now: float) -> None:
+        if isinstance(message, messages.Closed):
+            gone, actions = self.conductor.closed(name, message.connections)
+            self._keeping.forget(gone)
+        else:
+            actions = self.conductor.received(name, message, now)
+        self.perform(actions)
 
     def _take(self, link: AgentLink, name: str, stores: list[messages.Store]) -> None:
         """Several `Store`s in one commit, in portions that do not hold the loop up."""
@@ -200,14 +215,20 @@ class Runtime:
             for start in range(0, max(1, len(store.blocks)), messages.PORTION_BLOCKS):
                 blocks = store.blocks[start : start + messages.PORTION_BLOCKS]
                 if portion and len(blocks) > room:
-                    self._keep(link, name, portion)
+                    self._keep_or_complain(link, name, portion)
                     eventlet.sleep(0)
                     portion, room = [], messages.PORTION_BLOCKS
                 last = start + len(blocks) == len(store.blocks)
                 portion.append((blocks, store.number if last else None))
                 room -= len(blocks)
         if portion:
+            self._keep_or_complain(link, name, portion)
+
+    def _keep_or_complain(self, link: AgentLink, name: str, portion: list[tuple[Sequence[bytes], int | None]]) -> None:
+        try:
             self._keep(link, name, portion)
+        except Exception:  # as in `agent_said`
+            self._complaints.unexpected("checkpoints taken in")
 
     def _keep(self, link: AgentLink, name: str, portion: list[tuple[Sequence[bytes], int | None]]) -> None:
         """Blocks of each message, and its number if they are its last."""
@@ -223,7 +244,9 @@ class Runtime:
         for sentence in refused:
             _log.warning("%s: %s", name, sentence)
         self.conductor.detector.heard(name, time.monotonic())
-        self._store.put(accepted)
+        unkept = self._keeping.put(accepted)
+        if unkept is not None:
+            refused.append(unkept)
         whole = [number for _, number in portion if number is not None]
         if whole:
             link.send(messages.Stored(whole[-1], refused[: messages.LIMIT_REFUSED]))

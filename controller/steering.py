@@ -414,6 +414,19 @@ def hand_over(configuration: Configuration, homes: list[str], attachment: Attach
     return messages
 
 
+def give_back(
+    configuration: Configuration,
+    ownership: Ownership,
+    homes: list[str],
+    attachment: Attachment | None,
+    slots: list[SlotId],
+) -> Iterator[Message]:
+    """Homes for a server that returned, and slots that moved with it. Hundreds of messages, as `everything`."""
+    yield from hand_over(configuration, homes, attachment)
+    for slot_ in slots:
+        yield from slot(configuration, ownership, slot_)
+
+
 def forward(in_port: int, packet: bytes) -> Message:
     """Let a packet that the gate held go on to its client."""
     return PARSER.OFPPacketOut(

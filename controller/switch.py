@@ -9,6 +9,7 @@ bytes, a little at a time: those of a switch's whole state take longer than anyb
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,8 @@ from controller import ryu_adapter
 OFP, PARSER = ryu_adapter.OFP, ryu_adapter.PARSER
 
 _SECONDS_AT_ONCE = 0.002
+
+_log = logging.getLogger(__name__)
 
 
 class OpenFlowSwitch:
@@ -43,14 +46,14 @@ class OpenFlowSwitch:
         self._writer.kill()
 
     def send(self, message: Any) -> None:
-        self._outbox.put([message])
+        self._outbox.put((None, [message]))
 
     def commit(self, bundle: Iterable[Any], committed: Callable[[], None], refused: Callable[[], None]) -> None:
         """All of the bundle or nothing; `committed` or `refused` is called on the switch's reply. Does not wait: the
         bundle is gone through later."""
         number = next(self._numbers)
         self._waiting[number] = committed, refused
-        self._outbox.put(self._in_bundle(number, bundle))
+        self._outbox.put((number, self._in_bundle(number, bundle)))
 
     def _in_bundle(self, number: int, bundle: Iterable[Any]) -> Iterator[Any]:
         flags = OFP.ONF_BF_ATOMIC | OFP.ONF_BF_ORDERED
@@ -73,8 +76,10 @@ class OpenFlowSwitch:
     def failed(self, xid: int) -> None:
         """The switch answered the message with this transaction id with an error."""
         number = self._commits.pop(xid, None)
-        if number is None:
-            return
+        if number is not None:
+            self._refused(number)
+
+    def _refused(self, number: int) -> None:
         _, refused = self._waiting.pop(number, (None, None))
         if refused is not None:
             refused()
@@ -88,11 +93,21 @@ class OpenFlowSwitch:
 
     def _write(self) -> None:
         while True:
-            parts: list[bytes] = []
-            began = time.perf_counter()
-            for message in self._outbox.get():
-                parts.append(self._serialized(message))
-                if time.perf_counter() - began > _SECONDS_AT_ONCE:
-                    eventlet.sleep(0)
-                    began = time.perf_counter()
-            self.datapath.send(b"".join(parts))
+            number, messages = self._outbox.get()
+            try:
+                self._write_whole(messages)
+            except Exception:  # what comes after it is to be said all the same
+                _log.exception("what was to be said to the switch could not be written")
+                if number is not None:
+                    self._refused(number)
+
+    def _write_whole(self, messages: Iterable[Any]) -> None:
+        """A bundle or a single message, as one piece."""
+        parts: list[bytes] = []
+        began = time.perf_counter()
+        for message in messages:
+            parts.append(self._serialized(message))
+            if time.perf_counter() - began > _SECONDS_AT_ONCE:
+                eventlet.sleep(0)
+                began = time.perf_counter()
+        self.datapath.send(b"".join(parts))

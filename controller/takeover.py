@@ -49,11 +49,15 @@ class Takeover:
     recreate_us: int = 0
     comparisons: list[Comparison] = field(default_factory=list)
     """Of the first connections that were decided, at most `LIMIT_COMPARISONS`."""
+    fates: Counter[str] = field(default_factory=Counter)
+    """Running totals over all takeovers of a `History`, in which this one counts, too."""
 
-    def inherited(self, heir: str) -> None:
-        """A server came up that can take the connections which waited for one."""
+    def inherited(self, heir: str, more: int = 0) -> None:
+        """A server came up that can take the connections which waited for one, and `more` of an earlier takeover."""
         if self.phase is Phase.WAITING:
             self.phase, self.heir = Phase.FENCING, heir
+            self.connections += more
+            self.waiting += more
 
     def committed(self, now: float) -> None:
         """The switch has fenced the source and steers to the heir."""
@@ -65,8 +69,7 @@ class Takeover:
         """The heir decided some connections."""
         if self.phase is not Phase.RESUMING:
             return
-        self.resumed += len(report.resumed)
-        self.reset.update(reason for _, reason in report.reset)
+        self._decided(len(report.resumed), [reason for _, reason in report.reset])
         self.waiting = report.waiting
         self.proved_us = max(self.proved_us, report.proved_us)
         self.resumed_us = max(self.resumed_us, report.resumed_us)
@@ -85,11 +88,16 @@ class Takeover:
     def found(self, resumed: int, reset: list[str]) -> None:
         """Data connections that no checkpoint had: so many were resumed, others reset, each with its reason."""
         self.connections += resumed + len(reset)
-        self.resumed += resumed
-        self.reset.update(reset)
+        self._decided(resumed, reset)
 
     def lost(self, count: int, reason: str) -> None:
-        self.reset[reason] += count
+        self._decided(0, [reason] * count)
+
+    def _decided(self, resumed: int, reset: list[str]) -> None:
+        self.resumed += resumed
+        self.reset.update(reset)
+        self.fates["resumed"] += resumed
+        self.fates.update(f"reset: {reason}" for reason in reset)
 
     def phases_ms(self) -> dict[str, float | None]:
         """Length of each phase: detect (at most: since the last sign of life), fence, prove, resume."""
@@ -103,13 +111,19 @@ class Takeover:
 
 
 class History:
-    """The last takeovers, by number."""
+    """The last takeovers, by number, and totals of all there ever were."""
 
     def __init__(self, limit: int = 1000) -> None:
         self._takeovers: deque[Takeover] = deque(maxlen=limit)
+        self.causes: Counter[str] = Counter()
+        """Takeovers by their cause."""
+        self.fates: Counter[str] = Counter(resumed=0)
+        """Connections by what became of them."""
 
     def add(self, takeover: Takeover) -> None:
         self._takeovers.append(takeover)
+        self.causes[takeover.cause] += 1
+        takeover.fates = self.fates
 
     def get(self, number: int) -> Takeover | None:
         return next((takeover for takeover in self._takeovers if takeover.number == number), None)

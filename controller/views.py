@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controller.collector import Record
-from controller.conductor import Conductor, ServerState
+from controller.conductor import Conductor
+from controller.server_state import ServerState
 from controller.takeover import Takeover
 from state.datablock import DataBlock, FourTuple
 from state.errors import CheckpointRefused

@@ -40,6 +40,7 @@ from dataplane.packet_socket import unhush
 from dataplane.passive_ports import PassivePorts
 from dataplane.prover import Key, Patience
 from dataplane.proving import Proving
+from dataplane.roll_call import RollCall
 from dataplane.sentinel import Sentinel
 from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Registry, TcpLayer
@@ -123,6 +124,7 @@ class Agent:
         self._young = YoungConnections(self._proving, self.interface, self.has, self._young_decided, self._young_joined)
         self.passive = PassivePorts(self._young.awaited)
         self._link = ControllerLink(self._configuration.agents, self)
+        self._roll_call = RollCall(self._link.send)
         orphans.destroy(self._services())
         for vip in self._configuration.vips:
             for service in vip.services:
@@ -370,6 +372,7 @@ class Agent:
             self.epoch = max(self.epoch, message.epoch)
             self._checkpoints.clear()
             self._checkpoints.extend(self._connections.values())
+            self._roll_call.begin(self._connections)
         elif isinstance(message, messages.Backup):
             owner, build = message.owner, self._unready.build_expected
             names = self._unready.expect(owner, message.blocks)

@@ -508,8 +508,13 @@ def _api(check: _Checker, node: yaml.Node | None) -> Api:
         return Api()
     fields = check.mapping(node, "api", (), ("listen", "token_file"))
     token_file = fields.get("token_file")
+    listen = check.listen(fields.get("listen"), "api.listen", Address("127.0.0.1", 8080))
+    if token_file is None and listen.host and not ipaddress.ip_address(listen.host).is_loopback:
+        check.problem(
+            fields["listen"], "api.listen", f"{listen.host} can be asked by others: api.token_file is missing"
+        )
     return Api(
-        check.listen(fields.get("listen"), "api.listen", Address("127.0.0.1", 8080)),
+        listen,
         check.text(token_file, "api.token_file", _is_path, "an absolute path") if token_file is not None else None,
     )
 

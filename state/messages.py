@@ -19,7 +19,7 @@ from state.datablock import FourTuple, Name, UInt32, UInt63
 from state.errors import MessageRefused
 from state.sections import TcpSection
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 CLOSE_MARK = 43
 """The close mark: a DSCP value of the pool for local use (RFC 2474 section 6) that a server puts on a connection just
 before it closes it in good order. The switch lets no other FIN or RST of a protected service out, and strips it."""
@@ -62,6 +62,14 @@ class Closed(Message):
     """These connections ended in good order."""
 
     connections: list[ConnectionId]
+
+
+class Present(Message):
+    """After `Welcome`, in portions: the connections that this server had then. What the controller knows of it beyond
+    these, and beyond what is stored after `Welcome`, has ended unheard."""
+
+    connections: list[ConnectionId]
+    last: bool
 
 
 class Heartbeat(Message):
@@ -154,7 +162,8 @@ class Refused(Message):
 
 class Stored(Message):
     """All messages up to this number were dealt with. `refused`: what was wrong with blocks that were not kept, a
-    sentence each, at most `LIMIT_REFUSED` of them: their connections are not protected as they are now."""
+    sentence each, at most `LIMIT_REFUSED` of them: their connections are not protected as they are now. What the store
+    had no room for is told in one sentence."""
 
     number: UInt63
     refused: Annotated[list[Text], Meta(max_length=LIMIT_REFUSED)] = []
@@ -201,7 +210,7 @@ class Resume(Message):
     handshakes: Annotated[list[Handshake], Meta(max_length=LIMIT_HANDSHAKES)] = []
 
 
-FromAgent = Hello | Store | Closed | Heartbeat | Died | Prepared | Resumed | Young
+FromAgent = Hello | Store | Closed | Present | Heartbeat | Died | Prepared | Resumed | Young
 FromController = Welcome | Refused | Stored | Backup | Forget | Synchronised | Resume
 
 _encoder = msgspec.msgpack.Encoder()

@@ -114,10 +114,11 @@ class EmbeddedStore:
                 self._db.execute("BEGIN")
                 try:
                     self._db.executemany(statement, rows)
+                    self._db.execute("COMMIT")
                 except BaseException:
-                    self._db.execute("ROLLBACK")
+                    if self._db.in_transaction:  # SQLite ends it by itself for some errors
+                        self._db.execute("ROLLBACK")
                     raise
-                self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise StoreError(f"state: cannot write {self._path}: {error}") from None
 

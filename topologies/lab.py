@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -142,11 +142,13 @@ class Lab:
                     _kill_group(node.shell)
                     node.shell = None
             self._net = None
-        self._record.remove_everything()
-        self._lock.release()
-        self._lock = None
-        self._record = Record()
-        self._failed = self._record.failed
+        try:
+            self._record.remove_everything()
+        finally:
+            self._lock.release()
+            self._lock = None
+            self._record = Record()
+            self._failed = self._record.failed
 
     def _remove_leftovers(self) -> None:
         """Of a lab whose holder died without `down`: the lock was free, so nobody holds it."""
@@ -228,7 +230,7 @@ servers:
             self._record.save()
             self._net.build()
             for host in self._net.hosts:
-                self._record.add_host(host.name, host.pid)
+                self._record.add_host(host.name, host.pid, str(host.defaultIntf()))
                 self._name_hosts(host)
                 host.cmd(f"ip route add 224.0.0.0/4 dev {host.defaultIntf()}")
             for number, server in enumerate(self.configuration.servers, 1):
@@ -236,7 +238,7 @@ servers:
             # The controller listens before the switch calls: the switch's second try comes a second later or more.
             self._start("controller", None, "controller")
             self._wait_listening(listen.host, listen.port)
-            with _deep_port_queues():
+            with _deep_port_queues(self._record):
                 self._net.start()
             for link in (BRIDGE, *self._record.links):
                 _silence(link)
@@ -496,21 +498,14 @@ def _ftp_user() -> dict[str, object]:
     return {"name": FTP_USER, "password": passwords.hashed(FTP_PASSWORD), "write": [objects.UPLOADS]}
 
 
-@contextlib.contextmanager
-def _deep_port_queues() -> Iterator[None]:
+def _deep_port_queues(record: Record) -> contextlib.AbstractContextManager[None]:
     """The user-space switch reads its ports through packet sockets. Their default buffer holds 92 full packets: a
     single burst of TCP overflows it, and a quarter of a fast download is sent twice. Sockets opened meanwhile get a
     deeper one."""
     setting = Path("/proc/sys/net/core/rmem_default")
-    before = setting.read_text()
-    if int(before) >= _PORT_QUEUE_BYTES:
-        yield
-        return
-    setting.write_text(str(_PORT_QUEUE_BYTES))
-    try:
-        yield
-    finally:
-        setting.write_text(before)
+    if int(setting.read_text()) >= _PORT_QUEUE_BYTES:
+        return contextlib.nullcontext()
+    return record.setting(setting, str(_PORT_QUEUE_BYTES))
 
 
 def vip_names(vips: Sequence[Vip]) -> dict[str, str]:

@@ -60,14 +60,39 @@ def command_line(pid: int) -> str:
     return textwrap.shorten("".join(c if c.isprintable() else " " for c in words), _SHOWN, placeholder=" ...")
 
 
-def inside(namespaces: Iterable[int]) -> list[int]:
-    """Processes in these network namespaces (inode numbers)."""
-    wanted, found = set(namespaces), []
+@dataclass(frozen=True)
+class Namespace:
+    """A network namespace that the lab has made. The kernel gives its inode number to another one when it is gone."""
+
+    inode: int
+    shell: int
+    start: int
+    """The process that holds it, and when that began."""
+    interface: str
+    """One of the lab's own in it."""
+
+
+def network(pid: int) -> int:
+    """Inode number of the network namespace that a process is in. Raises `OSError`."""
+    return os.stat(f"/proc/{pid}/ns/net").st_ino
+
+
+def inside(namespaces: Iterable[Namespace]) -> list[int]:
+    """Processes in these network namespaces, and in none that only has such a number now."""
+    wanted, found = {namespace.inode: namespace for namespace in namespaces}, []
+    held = {inode for inode, namespace in wanted.items() if start_time(namespace.shell) == namespace.start}
     for pid in _all():
         with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{pid}/ns/net").st_ino in wanted:
+            inode = network(pid)
+            if inode in wanted and (inode in held or wanted[inode].interface in _interfaces(pid)):
                 found.append(pid)
     return found
+
+
+def _interfaces(pid: int) -> list[str]:
+    """Of the network namespace that a process is in."""
+    lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    return [line.partition(":")[0].strip() for line in lines]
 
 
 def marked(mark: str) -> list[int]:

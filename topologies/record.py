@@ -3,11 +3,14 @@ process that held the lab is gone, and `takeover lab status` can say what has be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from state.errors import LocalError
@@ -33,13 +36,15 @@ class Record:
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
         self.processes: dict[int, int] = {}
-        self.namespaces: list[int] = []
+        self.namespaces: list[processes.Namespace] = []
         self.bridges: list[str] = []
         self.links: list[str] = []
         self.hosts: dict[str, int] = {}
         """Name of a host -> pid of the shell that holds its namespace."""
         self.names: dict[str, int] = {}
         """`controller` or a server's name -> pid of the controller or of its agent."""
+        self.settings: dict[str, tuple[str, str]] = {}
+        """Files of the kernel that were written for a moment: what stood there before, and what was written."""
         self.failed: dict[str, str] = {}
         """Name of a process that was made to fail -> how."""
         self.facts: dict[str, str] = {}
@@ -49,7 +54,7 @@ class Record:
     def save(self) -> None:
         FOLDER.mkdir(parents=True, exist_ok=True)
         temporary = _RECORD.with_suffix(".new")
-        temporary.write_text(json.dumps(vars(self)))
+        temporary.write_text(json.dumps(vars(self), default=asdict))
         temporary.replace(_RECORD)
 
     @classmethod
@@ -61,6 +66,7 @@ class Record:
         record = cls()
         vars(record).update(saved)
         record.processes = {int(pid): start for pid, start in saved["processes"].items()}
+        record.namespaces = [processes.Namespace(**fields) for fields in saved["namespaces"]]
         return record
 
     def environment(self) -> dict[str, str]:
@@ -75,27 +81,58 @@ class Record:
             self.processes[pid] = start
         self.save()
 
-    def add_host(self, name: str, pid: int) -> None:
+    def add_host(self, name: str, pid: int, interface: str) -> None:
+        """`pid` is the shell that holds its namespace, in which the interface is."""
         self.hosts[name] = pid
-        self.namespaces.append(os.stat(f"/proc/{pid}/ns/net").st_ino)
+        start = processes.start_time(pid)
+        if start is not None:
+            self.namespaces.append(processes.Namespace(processes.network(pid), pid, start, interface))
         self.add_process(pid)
+
+    @contextlib.contextmanager
+    def setting(self, path: Path, value: str) -> Iterator[None]:
+        """A file of the kernel says `value` meanwhile; it is put back even when this process is killed."""
+        before = path.read_text()
+        self.settings[str(path)] = before, value
+        self.save()
+        path.write_text(value)
+        try:
+            yield
+        finally:
+            self._put_back()
+            self.save()
+
+    def _put_back(self) -> None:
+        for path, (before, value) in self.settings.items():
+            with contextlib.suppress(OSError):
+                if Path(path).read_text().strip() == value.strip():  # else somebody else wrote it since
+                    Path(path).write_text(before)
+        self.settings.clear()
 
     def condition(self, pid: int) -> processes.Condition:
         """What has become of a process of the lab."""
         return processes.condition(pid, self.processes.get(pid, -1))
 
     def remove_everything(self) -> None:
-        """No process, namespace, bridge, interface or file of the lab remains."""
+        """No process, namespace, bridge, interface or file of the lab remains. Raises `LabError` when one does; then
+        the record remains, too, for the next try."""
         victims = {pid for pid, start in self.processes.items() if processes.start_time(pid) == start}
         victims.update(processes.inside(self.namespaces))
         victims.update(processes.marked(f"{_MARK}={self.mark}"))
         processes.kill(victims - {os.getpid()})
-        for bridge in self.bridges:
-            _run("ovs-vsctl", "--timeout=5", "--if-exists", "del-br", bridge)
+        self._put_back()
+        deleted = [
+            (bridge, _run("ovs-vsctl", "--timeout=5", "--if-exists", "del-br", bridge)) for bridge in self.bridges
+        ]
         for link in [*self.links, *self.bridges]:
             _run("ip", "link", "delete", link)
+        for bridge, answer in deleted:
+            if answer.returncode != 0:
+                raise LabError(
+                    f"bridge {bridge} cannot be removed ({answer.stderr.strip()}): takeover lab down tries again"
+                )
         shutil.rmtree(FOLDER, ignore_errors=True)
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -184,17 +184,17 @@ class Scene:
         fates = [four_tuple(port).id for port in resumed], [(four_tuple(port).id, reason) for port, reason in reset]
         return self.conductor.received(name, messages.Resumed(takeover, *fates, waiting, 400, 900, 20), self.now)
 
-    def restarted(self) -> Scene:
+    def restarted(self, configuration: Configuration | None = None) -> Scene:
         """The controller dies and comes back with what it had stored; the switch is connected again."""
-        scene = Scene(self.configuration, self.now)
-        scene.conductor = Conductor(self.configuration)
+        scene = Scene(configuration or self.configuration, self.now)
+        scene.conductor = Conductor(scene.configuration)
         scene.conductor.recover(self.conductor.saved().value, self.now)
         for name in self.conductor.collector.names():
             record = self.conductor.collector.get(name)
             assert record is not None
-            scene.conductor.collector.load(record.header.server, record.block)
+            scene.conductor.load(record.header.server, record.block)
         scene.conductor.settle_responsibility(scene.now)
-        scene.conductor.switch_connected(self.ports())
+        scene.conductor.switch_connected(scene.ports())
         return scene
 
     def owners(self) -> dict[int, str]:

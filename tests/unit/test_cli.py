@@ -320,6 +320,38 @@ def test_the_token_of_the_environment_is_sent(run: Any, served: CannedApi, monke
     assert [authorization for _, _, authorization in served.asked] == [None, "Bearer secret"]
 
 
+@pytest.mark.parametrize("command", ["status", "servers", "connections", "takeovers"])
+def test_the_token_of_a_file_is_sent_with_every_request(
+    run: Any, served: CannedApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setenv("TAKEOVER_TOKEN", "of-the-environment")
+    file = tmp_path / "token"
+    file.write_text("of-the-file==\n")
+    status, _, _ = run(command, "--api", served.url, "--token-file", str(file))
+    assert status == 0
+    assert {authorization for _, _, authorization in served.asked} == {"Bearer of-the-file=="}
+
+
+@pytest.mark.parametrize("content", ["", "two words", "one\ntwo", "\u00e9clair"])
+def test_a_token_that_is_none_is_said_and_not_shown(
+    run: Any, served: CannedApi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(content)
+    status, _, (sentence,) = run("servers", "--api", served.url, "--token-file", str(file))
+    assert status == cli.FAILED and str(file) in sentence and not (content and content in sentence)
+    if content:
+        monkeypatch.setenv("TAKEOVER_TOKEN", content)
+        status, _, (sentence,) = run("servers", "--api", served.url)
+        assert status == cli.FAILED and "TAKEOVER_TOKEN" in sentence and content not in sentence
+    assert served.asked == []
+
+
+def test_a_token_file_that_is_not_there_is_said(run: Any, served: CannedApi, tmp_path: Path) -> None:
+    status, _, (sentence,) = run("servers", "--api", served.url, "--token-file", str(tmp_path / "none"))
+    assert status == cli.FAILED and "none: No such file" in sentence
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

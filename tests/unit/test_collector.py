@@ -48,7 +48,7 @@ def test_when_a_block_was_received_is_known_beside_when_it_was_made(collector: C
     assert record.received_ns == 1_700_000_000_000_000_123
     collector.reassign("s1", "s2")
     assert record.received_ns == 1_700_000_000_000_000_123
-    collector.load("s1", record.block)
+    collector.load("s1", 1, record.block)
     loaded = collector.get(name(40_000))
     assert loaded is not None and loaded.received_ns == 0
 
@@ -148,16 +148,24 @@ def test_only_the_responsible_server_can_end_a_connection(collector: Collector) 
 # --- the start ---
 def test_what_the_store_had_is_known_again_with_who_was_responsible() -> None:
     collector = Collector()
-    collector.load("s2", block("s1", 40_000))
+    collector.load("s2", 1, block("s1", 40_000))
     record = collector.get(name(40_000))
     assert record is not None and (record.responsible, record.settled) == ("s2", False)
     assert [record.header.connection for _, record in collector.all()] == [scenario.four_tuple(40_000)]
     assert collector.taken == 0, "loading is no intake"
 
 
+def test_what_a_server_stored_in_a_former_life_does_not_live_there_now() -> None:
+    collector = Collector()
+    collector.load("s1", 2, block("s1", 40_000, incarnation=1))
+    collector.load("s1", 2, block("s1", 40_002, incarnation=2))
+    settled = {port: record.settled for port in (40_000, 40_002) if (record := collector.get(name(port)))}
+    assert settled == {40_000: False, 40_002: True}
+
+
 def test_a_damaged_block_of_the_store_is_said_so() -> None:
     with pytest.raises(CheckpointRefused) as refused:
-        Collector().load("s1", block("s1", 40_000)[:-3])
+        Collector().load("s1", 1, block("s1", 40_000)[:-3])
     assert refused.value.field == "checksum"
 
 
@@ -276,7 +284,7 @@ class Shares(RuleBasedStateMachine):
 
     @rule(server=servers, writer=servers, port=ports)
     def load(self, server: str, writer: str, port: int) -> None:
-        self.collector.load(server, block(writer, port))
+        self.collector.load(server, 1, block(writer, port))
         self.model[port] = (server, server == writer)
 
     @rule(server=servers, port=ports)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from controller import conductor, steering
-from controller.actions import Announce, Commit, Persist, Send
+from controller.actions import Announce, Commit, Drop, Persist, Send
 from controller.conductor import RECOVERY_GRACE
 from controller.detector import TICK
 from controller.takeover import Phase
@@ -114,6 +114,14 @@ def test_a_takeover_is_done_when_its_heir_has_decided_every_connection(scene: Sc
     assert scene.conductor.collector.get(scenario.four_tuple(40_006).id) is None
 
 
+def test_a_takeover_that_ends_with_its_heir_is_told_to_be_over(scene: Scene) -> None:
+    scene.store("s1", *S1_PORTS)
+    scene.end("s1")
+    scene.commit(1)
+    told = [a.body for a in scene.end("s2") if isinstance(a, Announce) and a.kind == "takeover"]
+    assert [(body["id"], body["phase"]) for body in told] == [(1, "failed"), (2, "fencing")]
+
+
 def test_a_report_of_anybody_but_the_heir_changes_nothing(scene: Scene) -> None:
     scene.store("s1", *S1_PORTS)
     scene.end("s1")
@@ -157,6 +165,26 @@ def test_slots_with_connections_stay_with_who_serves_them_when_the_owner_returns
             table.apply(commit.messages)
     assert (passing(table, 40_000), passing(table, 40_006)) == ([2], [1])
     assert (scene.owners()[0], scene.owners()[3]) == ("s2", "s1")
+
+
+def test_the_bundle_of_a_return_is_made_later_and_of_what_was_decided_then(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of messages would hold the controller's loop up."""
+    table = FlowTable()
+    for actions in (scene.conductor.switch_connected(scene.ports()), scene.end("s1"), scene.commit(1)):
+        for commit in commits(actions):
+            table.apply(commit.messages)
+    made: list[object] = []
+    home = steering.home
+    monkeypatch.setattr(steering, "home", lambda *given: made.append(given) or home(*given))
+    (returned,) = commits(scene.hello("s1", 2))
+    (failed,) = commits(scene.end("s1"))
+    made.clear()
+    table.apply(returned.messages)
+    assert made and passing(table, 40_000) == [1]
+    table.apply(failed.messages)
+    assert passing(table, 40_000) == [2]
 
 
 def test_a_server_that_restarted_unnoticed_is_taken_over_before_it_is_welcome(scene: Scene) -> None:
@@ -259,7 +287,7 @@ def test_the_grace_lasts_until_the_switch_is_there(scene: Scene) -> None:
     again = Scene(scene.configuration)
     again.conductor = conductor.Conductor(scene.configuration)
     again.conductor.recover(scene.conductor.saved().value, again.now)
-    again.conductor.collector.load("s1", scenario.block("s1", 40_000))
+    again.conductor.load("s1", scenario.block("s1", 40_000))
     again.up("s2", "s3")
     for name in ("s2", "s3"):
         again.conductor.detector.watch(name, again.now + 10)
@@ -298,6 +326,232 @@ def test_a_takeover_that_waited_for_its_commit_goes_on_after_the_controllers_res
         for number in commit.takeovers:
             heard += again.commit(number)
     assert [resume.owner for resume in said(heard, "s2", messages.Resume)] == ["s1"]
+
+
+def test_connections_that_a_server_left_in_a_former_life_are_taken_up_after_the_controllers_restart(
+    scene: Scene,
+) -> None:
+    scene.store("s1", 40_000)
+    for name in ("s3", "s2", "s1"):
+        scene.end(name)
+    scene.hello("s1", 2)  # the controller dies before it has told s1 to resume
+    again = scene.restarted()
+    heard = again.hello("s1", 2)
+    (takeover,) = again.conductor.history.all()
+    assert (takeover.source, takeover.heir, takeover.connections) == ("s1", "s1", 1)
+    assert backed_up(heard, "s1", "s1") == {40_000}
+    assert said(again.commit(takeover.number), "s1", messages.Resume)
+
+
+def test_a_backup_that_joins_again_gets_the_homes_of_a_server_that_died_before_it_joined(scene: Scene) -> None:
+    """The controller restarts, s1 says hello and dies before any other has."""
+    table = FlowTable()
+    scene.store("s1", 40_000)
+    again = scene.restarted()
+    table.apply(commits(again.conductor.switch_connected(again.ports()))[0].messages)
+    heard = [*again.hello("s1"), *again.end("s1"), *again.hello("s2")]
+    for commit in commits(heard):
+        table.apply(commit.messages)
+        for number in commit.takeovers:
+            heard += again.commit(number)
+    assert passing(table, 40_000) == [2] and again.owners()[0] == "s2"
+    assert [resume.owner for resume in said(heard, "s2", messages.Resume)] == ["s1"]
+    assert again.restarted().owners()[0] == "s2", "and it is kept"
+
+
+def test_homes_without_connections_find_an_owner_as_well(scene: Scene) -> None:
+    again = scene.restarted()
+    for actions in (again.hello("s1"), again.end("s1"), again.hello("s2")):
+        assert actions
+    assert again.owners()[0] == "s2"
+
+
+def test_a_server_that_died_before_the_switch_came_is_taken_over_when_it_comes(scene: Scene) -> None:
+    scene.store("s1", 40_000)
+    again = Scene(scene.configuration)
+    again.conductor = conductor.Conductor(scene.configuration)
+    again.conductor.recover(scene.conductor.saved().value, again.now)
+    again.conductor.load("s1", scenario.block("s1", 40_000))
+    again.up()
+    again.end("s1")
+    table = FlowTable()
+    heard = again.conductor.switch_connected(again.ports())
+    for commit in commits(heard):
+        table.apply(commit.messages)
+    assert passing(table, 40_000) == [2]
+    (takeover,) = again.conductor.history.all()
+    assert takeover.heir == "s2" and backed_up(heard, "s2", "s1") == {40_000}
+    assert commits(heard)[-1].takeovers == (takeover.number,) and Persist in map(type, heard)
+
+
+def test_a_server_that_died_while_its_backups_port_was_down_is_taken_over_when_the_port_comes(scene: Scene) -> None:
+    again = Scene(scene.configuration)
+    again.conductor = conductor.Conductor(scene.configuration)
+    again.conductor.recover(scene.conductor.saved().value, again.now)
+    again.conductor.load("s1", scenario.block("s1", 40_000))
+    again.up()
+    again.conductor.switch_connected(again.ports("s2", "s3"))
+    again.end("s1")
+    heard = again.conductor.port_changed("s3-eth0", 3, True, again.now)
+    (takeover,) = again.conductor.history.all()
+    assert takeover.heir == "s3" and commits(heard)[0].takeovers == (takeover.number,)
+
+
+def test_who_joins_again_and_is_no_backup_of_the_dead_inherits_nothing() -> None:
+    """As if the controller had not restarted: it was up all the time then, too."""
+    backups = {"s1": ["s2"], "s2": ["s1"], "s3": ["s1"]}
+    scene = Scene(scenario.config(3, backups=backups)).up()
+    scene.store("s1", 40_000)
+    again = scene.restarted()
+    for actions in (again.hello("s1"), again.end("s1"), again.hello("s3")):
+        assert actions
+    (takeover,) = again.conductor.history.all()
+    assert takeover.phase is Phase.WAITING and again.owners()[0] == "s1"
+    heard = again.hello("s2")
+    assert takeover.heir == "s2" and again.owners()[0] == "s2" and backed_up(heard, "s2", "s1") == {40_000}
+
+
+def test_a_new_life_is_not_welcome_while_its_heir_may_still_say_hello(scene: Scene) -> None:
+    """The heir would be told to resume what lives in the new life as well."""
+    scene.store("s1", 40_000)
+    scene.end("s1")  # the controller dies before it has told s2 to resume
+    again = scene.restarted()
+    (answer,) = again.hello("s1", 2)
+    assert isinstance(answer, Send) and isinstance(answer.message, messages.Refused) and not answer.message.fenced
+    again.up("s2", "s3")
+    assert kinds(again.hello("s1", 2))[0] == "Send Refused", "its fence is not up yet"
+    again.commit(again.conductor.history.all()[0].number)
+    assert kinds(again.hello("s1", 2))[0] == "Send Welcome"
+
+
+def test_an_heir_is_no_backup_of_a_server_before_it_was_told_to_resume_what_that_left_before(scene: Scene) -> None:
+    scene.store("s1", 40_000)
+    scene.end("s1")
+    scene.commit(1)
+    scene.hello("s1", 2)
+    again = scene.restarted()
+    again.hello("s2")
+    heard = again.hello("s1", 2)
+    (takeover,) = again.conductor.history.all()
+    assert again.conductor.servers["s1"].backup is None and not said(heard, "s2", messages.Synchronised)
+    assert said(again.commit(takeover.number), "s2", messages.Synchronised) == [messages.Synchronised("s1")]
+
+
+def test_a_slot_that_followed_a_connection_is_still_there_after_the_controllers_restart(scene: Scene) -> None:
+    """s2 had accepted it just before its slot went back to s1."""
+    actions = scene.store("s2", 40_000)
+    assert [action for action in actions if isinstance(action, Persist)] == [scene.conductor.saved()]
+    again = scene.restarted().up()
+    assert again.owners()[0] == "s2" and again.conductor.history.all() == []
+
+
+def test_checkpoints_that_move_no_slot_are_no_news_for_what_is_remembered(scene: Scene) -> None:
+    assert Persist not in map(type, scene.store("s1", 40_000))
+
+
+def present(scene: Scene, name: str, *client_ports: int, last: bool = True) -> None:
+    named = messages.Present([scenario.four_tuple(port).id for port in client_ports], last)
+    assert scene.conductor.received(name, named, scene.now) == []
+
+
+def known(scene: Scene) -> set[int]:
+    return {record.header.connection.destination_port for _, record in scene.conductor.collector.all()}
+
+
+def test_what_ended_while_the_controller_was_away_is_forgotten_once_the_server_has_named_what_it_has(
+    scene: Scene,
+) -> None:
+    scene.store("s1", *S1_PORTS, 40_012)
+    scene.store("s2", 40_002)
+    again = scene.restarted().up()
+    again.store("s1", 40_000, serial=2)
+    again.store("s1", 40_016)
+    present(again, "s1", 40_000, last=False)
+    assert ticks(again, TICK) == []
+    present(again, "s1", 40_006)
+    forgotten = ticks(again, TICK)
+    assert [a.connections for a in forgotten if isinstance(a, Drop)] == [[scenario.four_tuple(40_012).id]]
+    assert [forget.connections for forget in said(forgotten, "s2", messages.Forget)] == [
+        [scenario.four_tuple(40_012).id]
+    ]
+    assert known(again) == {40_000, 40_002, 40_006, 40_016}, "what began since was stored, though not named"
+
+
+def test_what_a_server_has_not_taken_up_yet_is_no_phantom(scene: Scene) -> None:
+    scene.store("s1", 40_000)
+    scene.end("s1")
+    again = scene.restarted().up("s2", "s3")
+    present(again, "s2")
+    assert not [action for action in ticks(again, 2 * TICK) if isinstance(action, Drop)]
+    assert known(again) == {40_000}
+
+
+def test_a_server_that_dies_while_it_names_what_it_has_loses_nothing(scene: Scene) -> None:
+    scene.store("s1", *S1_PORTS)
+    again = scene.restarted().up()
+    present(again, "s1", 40_000, last=False)
+    again.end("s1")
+    assert not [action for action in ticks(again, 2 * TICK) if isinstance(action, Drop)]
+    assert known(again) == set(S1_PORTS)
+
+
+def test_many_phantoms_are_forgotten_in_portions_and_a_new_connection_of_such_a_name_is_none(scene: Scene) -> None:
+    ports = range(30_000, 30_000 + 16 * 200, 16)
+    scene.store("s1", *ports)
+    again = scene.restarted().up()
+    present(again, "s1")
+    first = [action for action in ticks(again, TICK) if isinstance(action, Drop)]
+    assert [len(drop.connections) for drop in first] == [messages.PORTION_BLOCKS]
+    again.store("s1", ports[-1], serial=2)
+    ticks(again, 5 * TICK)
+    assert known(again) == {ports[-1]}
+
+
+@pytest.mark.parametrize("servers", [2, 4])
+def test_lives_epochs_and_numbers_outlast_a_change_of_the_configuration(scene: Scene, servers: int) -> None:
+    scene.end("s1")
+    scene.commit(1)
+    scene.store("s2", 40_002, epoch=2)
+    again = scene.restarted(scenario.config(servers))
+    assert again.conductor.epoch == scene.conductor.epoch
+    (answer,) = again.hello("s1", 1)
+    assert isinstance(answer, Send) and isinstance(answer.message, messages.Refused) and answer.message.fenced
+    assert kinds(again.hello("s2"))[0] == "Send Welcome"
+    assert again.owners()[0] == again.owners()[1] == "s2" and again.conductor.collector.count("s2") == 1
+    again.up(*[f"s{number}" for number in range(3, servers + 1)])
+    assert [takeover.source for takeover in again.conductor.history.all()] == []
+    again.end("s2")
+    assert again.conductor.history.all()[0].number == 2
+
+
+def test_what_a_server_had_that_is_no_longer_in_the_configuration_goes_to_the_slots_owner(scene: Scene) -> None:
+    scene.store("s3", 40_004)
+    again = scene.restarted(scenario.config(2))
+    owner = again.owners()[2]
+    heard = again.hello(owner)
+    (takeover,) = again.conductor.history.all()
+    assert (takeover.source, takeover.heir, takeover.connections) == ("s3", owner, 1)
+    assert backed_up(heard, owner, "s3") == {40_004}
+
+
+def test_with_other_slots_a_connection_stays_where_it_lives(scene: Scene) -> None:
+    scene.store("s2", 40_002)
+    again = scene.restarted(scenario.config(3, slots=1)).up()
+    assert again.owners() == {0: "s2"} and again.conductor.history.all() == []
+
+
+def test_connections_of_a_vip_and_a_server_that_are_both_gone_wait_and_are_given_up(scene: Scene) -> None:
+    scene.store("s3", 40_004)
+    again = scene.restarted(scenario.config(2, vips=["10.0.0.101"]))
+    again.now += conductor.WAIT_FOR_BACKUP + 1
+    dropped = [action.connections for action in again.conductor.tick(again.now) if isinstance(action, Drop)]
+    assert dropped == [[scenario.four_tuple(40_004).id]] and len(again.conductor.collector) == 0
+
+
+def test_no_epoch_is_older_than_a_stored_checkpoints() -> None:
+    scene = Scene()
+    scene.conductor.load("s1", scenario.block("s1", 40_000, epoch=7))
+    assert scene.conductor.epoch == 7
 
 
 @pytest.mark.parametrize("saved", [b"", b"\xc1", b"not what was saved", b"\x80"])

@@ -1,16 +1,17 @@
-"""Every order of events that two failures and one return can come in, for two and for three servers. After each step
-the invariants of the design are asked; a violation is reported with the shortest path of events that leads to it."""
+"""Every order of events that two failures and one return can come in, for two and for three servers, also with a
+restart of the controller. After each step the invariants of the design are asked; a violation is reported with the
+shortest path of events that leads to it."""
 
 from __future__ import annotations
 
-import copy
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
-from controller.actions import Action, Commit, Send
-from controller.conductor import Conductor
+from controller.actions import Action, Commit, Persist, Send
+from controller.conductor import RECOVERY_GRACE, Conductor
 from controller.takeover import Phase
 from state import messages
 from state.configuration import Configuration
@@ -18,7 +19,6 @@ from state.datablock import decode_header
 from tests.unit import scenario
 from tests.unit.flow_table import FlowTable, from_vip, to_vip
 
-FAILURES, RETURNS = 2, 1
 SLOTS = 4
 CONNECTIONS = {40_000 + 2 * slot for slot in range(SLOTS - 1)}
 """Client ports: one connection in each slot but the last."""
@@ -38,6 +38,15 @@ INVARIANTS = {
 }
 
 Event = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    servers: int
+    failures: int = 2
+    returns: int = 1
+    restarts: int = 0
+    """Of the controller. If any, an heir decides all of a takeover at once, to keep the worlds few."""
 
 
 @dataclass
@@ -60,6 +69,7 @@ class Agent:
 
 @dataclass
 class World:
+    bounds: Bounds
     configuration: Configuration
     conductor: Conductor
     switch: FlowTable
@@ -75,13 +85,21 @@ class World:
     failures: int = 0
     returns: int = 0
     connected: bool = False
+    kept: bytes = b""
+    """What the conductor had stored last: a restarted one knows no more."""
+    restarts: int = 0
+    attached: bool = False
+    """The switch has found the controller."""
+    away: set[str] = field(default_factory=set)
+    """Living servers that have not found the restarted controller yet."""
     broken: set[str] = field(default_factory=set)
 
-    def clone(self) -> World:
-        kept = {id(self.configuration): self.configuration}
+    def clone(self, conductor: bytes) -> World:
+        """`conductor`: this world's, pickled, which is the quickest way to many copies."""
         return World(
+            self.bounds,
             self.configuration,
-            copy.deepcopy(self.conductor, kept),
+            pickle.loads(conductor),
             FlowTable(dict(self.switch.flows), dict(self.switch.groups)),
             {name: agent.clone() for name, agent in self.agents.items()},
             list(self.bundles),
@@ -91,6 +109,10 @@ class World:
             self.failures,
             self.returns,
             self.connected,
+            self.kept,
+            self.restarts,
+            self.attached,
+            set(self.away),
         )
 
     def key(self) -> tuple[object, ...]:
@@ -125,27 +147,42 @@ class World:
             self.failures,
             self.returns,
             self.connected,
+            self.kept,
+            self.restarts,
+            self.attached,
+            tuple(sorted(self.away)),
+            tuple(sorted(self.conductor._recovering)),
         )
 
     # --- events ---
     def possible(self) -> Iterator[Event]:
-        if self.failures < FAILURES:
+        if self.failures < self.bounds.failures:
             yield from (("fail", name) for name in sorted(self.agents))
-        if self.returns < RETURNS and self.failures:
+        if self.returns < self.bounds.returns and self.failures:
             yield from (("return", name) for name in self.conductor.servers if name not in self.agents)
-        if self.returns and not self.connected and self.reached(NEW) == [self.owner(NEW)]:
+        if self.returns and not self.connected and self.reached(NEW) == [self.owner(NEW)] and not self.away:
             yield ("connect",)
+        if self.restarts < self.bounds.restarts:
+            yield ("restart",)
+        if not self.attached:
+            yield ("attach",)
+        elif self.conductor._recovering and not self.away:
+            yield ("grace",)
+        yield from (("rejoin", name) for name in sorted(self.away))
         if self.bundles:
             yield ("switch",)
         if self.replies:
             yield ("reply", str(self.replies[0]))
         for name, agent in sorted(self.agents.items()):
             for number, (undecided, _) in sorted(agent.orders.items()):
-                if len(undecided) > 1:
+                if len(undecided) > 1 and not self.bounds.restarts:
                     yield ("decide one", name, str(number))
                 yield ("decide all", name, str(number))
 
     def quiet(self) -> bool:
+        """Nothing is under way that would change anything."""
+        if self.away or not self.attached or self.conductor._recovering:
+            return False
         return not self.bundles and not self.replies and not any(agent.orders for agent in self.agents.values())
 
     def do(self, event: Event) -> None:
@@ -163,6 +200,14 @@ class World:
             bundle = self.bundles.pop(0)
             self.switch.apply(bundle.messages)
             self.replies += bundle.takeovers
+        elif kind == "restart":
+            self._restart()
+        elif kind == "attach":
+            self.attach()
+        elif kind == "grace":
+            self._perform(self.conductor.tick(0.0))
+        elif kind == "rejoin":
+            self._rejoin(words[0])
         elif kind == "reply":
             number = int(words[0])
             self.replies.remove(number)
@@ -181,6 +226,38 @@ class World:
             del self.agents[name]
         return name in self.agents
 
+    def attach(self) -> None:
+        """The switch finds the controller."""
+        self.attached = True
+        ports = {server.port: number for number, server in enumerate(self.configuration.servers, 1)}
+        self._perform(self.conductor.switch_connected(ports))
+
+    def _restart(self) -> None:
+        """The controller dies and comes back with what it had stored; bundles and replies under way are lost."""
+        collector = self.conductor.collector
+        self.conductor = Conductor(self.configuration)
+        self.conductor.recover(self.kept, -RECOVERY_GRACE)
+        for _, record in collector.all():
+            self.conductor.load(record.header.server, record.block)
+        self.conductor.settle_responsibility(0.0)
+        self.bundles, self.replies, self.attached, self.away = [], [], False, set(self.agents)
+        self.restarts += 1
+        for agent in self.agents.values():
+            agent.unready.clear()
+
+    def _rejoin(self, name: str) -> None:
+        """A server that lived on says hello to the restarted controller."""
+        agent = self.agents[name]
+        actions = self.conductor.hello(scenario.hello(name, agent.incarnation), 0.0)
+        answers = [action.message for action in actions if isinstance(action, Send) and action.server == name]
+        if isinstance(answers[0], messages.Refused) and answers[0].fenced:
+            del self.agents[name]
+        if isinstance(answers[0], messages.Welcome) or name not in self.agents:
+            self.away.discard(name)
+        self._perform(actions)
+        if name in self.agents and name not in self.away:
+            self.store(name, agent.live, agent.epoch)
+
     def owner(self, client_port: int) -> str | None:
         return self.conductor.ownership.server_for(scenario.four_tuple(client_port))
 
@@ -192,6 +269,9 @@ class World:
     def _fail(self, name: str) -> None:
         self.failures += 1
         del self.agents[name]
+        if name in self.away:
+            self.away.discard(name)
+            return
         collector = self.conductor.collector
         ports = {record.header.connection.destination_port for _, record in collector.of(name)}
         known = len(self.conductor.history.all())
@@ -210,6 +290,8 @@ class World:
         undecided -= decided
         if not undecided:
             del agent.orders[number]
+        if name in self.away:
+            return
         self.store(name, decided, epoch)
         ids = [scenario.four_tuple(port).id for port in sorted(decided)]
         report = messages.Resumed(number, ids, [], len(undecided), 0, 0, 0)
@@ -225,8 +307,10 @@ class World:
 
     def _perform(self, actions: list[Action]) -> None:
         for action in actions:
-            if isinstance(action, Commit):
-                self.bundles.append(action)
+            if isinstance(action, Persist):
+                self.kept = action.value
+            elif isinstance(action, Commit) and self.attached:
+                self.bundles.append(Commit(list(action.messages), action.takeovers))
             elif isinstance(action, Send) and action.server in self.agents:
                 self._hear(action.server, self.agents[action.server], action.message)
 
@@ -245,10 +329,12 @@ class World:
             if message.takeover not in self.committed or takeover is None or takeover.heir != name:
                 self.broken.add("resume")
             ready = agent.unready.pop(message.owner, set())
-            if self.moved[message.takeover] - ready:
+            if self.moved.get(message.takeover, set()) - ready:
                 self.broken.add("checkpoints")
-            if any(ready & other.live for other in self.agents.values()):
+            if any(ready & other.live for other in self.agents.values() if other is not agent):
                 self.broken.add("elsewhere")
+            for undecided, _ in agent.orders.values():
+                undecided -= ready  # what an earlier life of the controller had ordered gives way
             agent.epoch = max(agent.epoch, message.epoch)
             agent.orders[message.takeover] = (ready, message.epoch)
 
@@ -256,7 +342,8 @@ class World:
     def _check(self, *, switched: bool) -> None:
         up = set(self.agents)
         if switched:
-            may_speak = set(self.conductor.servers) if self.bundles else up
+            unfenced = self.bundles or self.away or self.conductor._recovering
+            may_speak = set(self.conductor.servers) if unfenced else up
             for client_port in (*CONNECTIONS, NEW):
                 speakers = self.speakers(client_port)
                 if len(speakers) > 1 or not may_speak.issuperset(speakers):
@@ -284,12 +371,11 @@ class World:
         return [name for name in self.conductor.servers if self.switch.send(packet, int(name[1:]))]
 
 
-def beginning(servers: int) -> World:
+def beginning(bounds: Bounds) -> World:
     """Everybody is up and has the connections of its slots."""
-    configuration = scenario.config(servers, slots=SLOTS)
-    world = World(configuration, Conductor(configuration), FlowTable())
-    ports = {server.port: number for number, server in enumerate(configuration.servers, 1)}
-    world._perform(world.conductor.switch_connected(ports))
+    configuration = scenario.config(bounds.servers, slots=SLOTS)
+    world = World(bounds, configuration, Conductor(configuration), FlowTable())
+    world.attach()
     for server in configuration.servers:
         world.join(server.name)
     for port in CONNECTIONS:
@@ -311,16 +397,17 @@ class Explored:
     """The shortest path to each."""
 
 
-def explore(servers: int) -> Explored:
+def explore(bounds: Bounds) -> Explored:
     """Breadth first, so that the first path found is the shortest. A world that broke is not followed further."""
     found = Explored()
-    frontier: list[tuple[World, list[Event]]] = [(beginning(servers), [])]
+    frontier: list[tuple[World, list[Event]]] = [(beginning(bounds), [])]
     seen = {frontier[0][0].key()}
     while frontier:
         following: list[tuple[World, list[Event]]] = []
         for world, path in frontier:
+            conductor = pickle.dumps(world.conductor, pickle.HIGHEST_PROTOCOL)
             for event in world.possible():
-                then = world.clone()
+                then = world.clone(conductor)
                 then.do(event)
                 found.worlds += 1
                 found.quiet += then.quiet()
@@ -336,13 +423,25 @@ def explore(servers: int) -> Explored:
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["two servers", "three servers"])
 def explored(request: pytest.FixtureRequest) -> Explored:
-    return explore(request.param)
+    return explore(Bounds(request.param))
+
+
+def story(invariant: str, path: list[Event]) -> str:
+    return f"not so: {INVARIANTS[invariant]}, after " + "; ".join(" ".join(event) for event in path)
 
 
 @pytest.mark.parametrize("invariant", INVARIANTS)
 def test_in_every_order_of_failures_commits_reports_and_returns(explored: Explored, invariant: str) -> None:
     path = explored.violations.get(invariant)
-    assert path is None, f"not so: {INVARIANTS[invariant]}, after " + "; ".join(" ".join(event) for event in path)
+    assert path is None, story(invariant, path)
+
+
+@pytest.mark.parametrize("bounds", [Bounds(2, restarts=1), Bounds(3, returns=0, restarts=1)], ids=["two", "three"])
+def test_also_when_the_controller_restarts_at_any_moment(bounds: Bounds) -> None:
+    """Its servers and its switch find it again in any order, and may die before they do."""
+    found = explore(bounds)
+    assert found.worlds > 2000 and found.quiet > 100
+    assert not found.violations, "\n".join(story(*violation) for violation in found.violations.items())
 
 
 def test_the_exploration_reaches_ends_and_is_not_small(explored: Explored) -> None:

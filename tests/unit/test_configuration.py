@@ -447,3 +447,18 @@ def test_what_should_be_a_password_digest_is_not_repeated() -> None:
         f'bob, password: "{_DIGEST}"', "bob, password: secret"
     )
     assert "secret" not in str(problems(text))
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "'[::]", "192.0.2.1"])
+def test_an_api_that_others_can_ask_needs_a_token(address: str) -> None:
+    quote = "'" if address.startswith("'") else ""
+    listen = f"listen: {address}:8090{quote}"
+    without = EXAMPLE.replace("listen: 127.0.0.1:8090\n  token_file: /etc/takeover/token", listen)
+    (problem,) = problems(without)
+    assert problem.startswith("c.yaml:35: api.listen: ") and "api.token_file is missing" in problem
+    parse(EXAMPLE.replace("listen: 127.0.0.1:8090", listen))
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:8090", "127.0.0.53:8090", "'[::1]:8090'"])
+def test_an_api_on_loopback_needs_none(listen: str) -> None:
+    parse(EXAMPLE.replace("127.0.0.1:8090\n  token_file: /etc/takeover/token", listen))

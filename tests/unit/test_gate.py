@@ -17,7 +17,7 @@ from tests.unit.scenario import Scene
 def record(owner: str, responsible: str) -> Record:
     """A connection whose checkpoint is `owner`'s and for which `responsible` answers now."""
     collector = Collector()
-    collector.load(responsible, scenario.block(owner, 40_000))
+    collector.load(responsible, 1, scenario.block(owner, 40_000))
     found = collector.get(scenario.four_tuple(40_000).id)
     assert found is not None
     return found

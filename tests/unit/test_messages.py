@@ -22,6 +22,8 @@ FROM_AGENT: list[Message] = [
     messages.Closed([]),
     messages.Heartbeat(2**63 - 1, 20_000, 0.25, 0.0),
     messages.Heartbeat(1, 0, 0.0, 0.0, {"web2": 5000, "web3": 0}),
+    messages.Present(["a-1", "b-2"], False),
+    messages.Present([], True),
     messages.Died("web1", 1),
     messages.Prepared("web2", 100, 1),
     messages.Young(3, ["10.0.0.1-1-10.0.0.100-40000"], [("10.0.0.1-2-10.0.0.100-40000", "client gone")]),

@@ -106,11 +106,33 @@ def test_what_was_encoded_is_restored(ownership: Ownership) -> None:
     assert (again.owner, again.home) == (ownership.owner, ownership.home)
 
 
-@pytest.mark.parametrize("other", [scenario.config(2), scenario.config(4), scenario.config(3, slots=16)])
-def test_what_is_of_another_configuration_is_not_taken(ownership: Ownership, other: object) -> None:
-    before = owners(ownership)
-    assert not ownership.restore(Ownership(other).encode())
-    assert owners(ownership) == before
+@pytest.mark.parametrize("before", [2, 3, 4])
+def test_what_the_configuration_still_has_is_restored_when_servers_come_or_go(before: int) -> None:
+    old = Ownership(scenario.config(before, slots=8))
+    old.fail_over("s1", "s2")
+    old.give_back("s1", [(0, 0)])
+    now = Ownership(scenario.config(3, slots=8))
+    now.home = dict.fromkeys(now.home, "s3")
+    assert now.restore(old.encode())
+    kept = {slot for slot, home in old.home.items() if home != "s4"}
+    assert all(now.home[slot] == old.home[slot] for slot in kept)
+    assert now.unsure == set(now.all_slots()) - kept
+    assert now.owner["s1"] == "s1" and set(now.owner) == set(SERVERS) and set(now.owner.values()) <= set(SERVERS)
+
+
+def test_slots_are_restored_by_the_address_of_their_vip() -> None:
+    old = Ownership(scenario.config(2, vips=["10.0.0.100", "10.0.0.101", "10.0.0.102"], slots=2))
+    old.follow((2, 0), "s2")
+    now = Ownership(scenario.config(2, vips=["10.0.0.102", "10.0.0.103"], slots=2))
+    assert now.restore(old.encode())
+    assert (now.home[0, 0], now.home[0, 1]) == ("s2", "s2")
+    assert now.unsure == {(1, 0), (1, 1)}
+
+
+def test_another_number_of_slots_makes_all_of_a_vip_unsure() -> None:
+    now = Ownership(scenario.config(2, slots=16))
+    assert now.restore(Ownership(scenario.config(2, slots=8)).encode())
+    assert now.unsure == set(now.all_slots())
 
 
 @given(st.binary(max_size=64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import eventlet
 import pytest
 from eventlet.greenio import GreenSocket
 
+from controller.actions import Action
 from controller.agents import AgentLink
+from controller.complaints import Complaints
+from controller.keeping import Keeping
 from controller.runtime import Runtime
 from state import messages
 from state.store import EmbeddedStore
@@ -110,6 +114,73 @@ def test_a_server_that_is_fenced_while_its_words_are_taken_in_is_not_heard_to_th
     assert 0 < len(collector) < 600
     assert collector.count("s1") == 0, "what came before is the heir's, and stays so"
     assert collector.get(scenario.four_tuple(20_000).id) is not None
+
+
+def full(system: System, *, pages: int = 1) -> None:
+    system.store._db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_a_full_disk_ends_no_agents_connection_and_the_agent_is_told(system: System) -> None:
+    full(system)
+    system.runtime.agent_said(system.s1.link, [*stores(500), *beats(1)])
+    (answer,) = (message for message in system.s1.heard() if isinstance(message, messages.Stored))
+    assert answer.number == 1
+    assert answer.refused and "full" in answer.refused[-1]
+    assert not system.s1.link.closed and system.runtime.conductor.servers["s1"].connections == 7
+    assert system.runtime.errors["store"] > 0
+    assert sum(len(m.blocks) for m in system.s2.heard() if isinstance(m, messages.Backup)) == 500, "protected by s2"
+
+
+def test_what_a_full_disk_did_not_take_of_the_controllers_own_is_kept_later(
+    system: System, caplog: pytest.LogCaptureFixture
+) -> None:
+    full(system)
+    system.store._db.execute("DELETE FROM fact")
+    filled = [(f"{number}", "s1", bytes(4000)) for number in range(10)]
+    for _ in range(3):
+        assert system.runtime._keeping.put(filled) is not None
+    said = [record for record in caplog.records if "full" in record.getMessage()]
+    assert len(said) == 1 and system.runtime.errors["store"] == 3, "counted each time, said seldom"
+    now = [0.0]
+    keeping = Keeping(system.store, Complaints(Counter()), lambda: now[0])
+    keeping.put_fact("conductor", bytes(40_000))
+    full(system, pages=1000)
+    keeping.retry()
+    assert system.store.fact("conductor") is None, "not at every tick"
+    now[0] += 1.0
+    keeping.retry()
+    assert system.store.fact("conductor") == bytes(40_000)
+
+
+def test_a_tick_that_fails_is_not_the_last(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticked = eventlet.event.Event()
+    calls = itertools.count()
+
+    def tick(now: float) -> list[Action]:
+        if next(calls) == 0:
+            raise RuntimeError("nobody foresaw this")
+        ticked.send(None)
+        raise eventlet.greenlet.GreenletExit
+
+    monkeypatch.setattr(system.runtime.conductor, "tick", tick)
+    eventlet.spawn_n(system.runtime._tick)
+    with eventlet.Timeout(5):
+        ticked.wait()
+    assert system.runtime.errors["tick"] == 1
+
+
+def test_a_message_that_nobody_foresaw_is_not_its_agents_end(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def received(*_: object) -> list[Action]:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(system.runtime.conductor, "received", received)
+    system.runtime.agent_said(system.s1.link, [*beats(1), *stores(3)])
+    assert not system.s1.link.closed and len(system.runtime.conductor.collector) == 3
+    assert system.runtime.errors["agent message taken in"] == 1
+
+
+def beats(*numbers: int) -> list[messages.FromAgent]:
+    return [messages.Heartbeat(number, 7, 0.0, 0.0) for number in numbers]
 
 
 def test_a_message_that_is_not_a_store_keeps_its_place(system: System) -> None:

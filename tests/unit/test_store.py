@@ -139,6 +139,35 @@ def test_nothing_is_lost_while_the_log_is_folded_back(tmp_path: Path) -> None:
     }
 
 
+class _FullAtCommit:
+    """A database whose medium is full when a transaction is to be written."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def execute(self, statement: str, *parameters: Any) -> Any:
+        if statement == "COMMIT":
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._db.execute(statement, *parameters)
+
+
+def test_a_store_that_was_full_keeps_again_once_there_is_room(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = EmbeddedStore(path)
+    db = store._db
+    store._db = _FullAtCommit(db)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="full"):
+            store.put([A, B])
+    store._db = db
+    store.put([B, C])
+    store.close()
+    assert kept(path) == [B, C]
+
+
 def _damage(path: Path) -> None:
     """A page of the table's tree lost half-way, as a crash of the machine may leave it."""
     content = bytearray(path.read_bytes())

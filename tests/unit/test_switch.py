@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import eventlet
@@ -78,6 +80,36 @@ def test_a_full_connection_suspends_nobody_and_keeps_the_order(datapath: SlowDat
     assert second[0][0] == OFP.OFPT_FLOW_MOD
 
 
+def test_others_have_their_turn_while_a_long_bundle_is_made(
+    datapath: SlowDatapath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 0.001)
+    monkeypatch.setattr("controller.switch.time.perf_counter", lambda: next(clock))
+    made: list[int] = []
+    turns: list[int] = []
+
+    def bundle() -> Iterator[Any]:
+        for number in range(40):
+            made.append(number)
+            yield flow(number)
+
+    def other() -> None:
+        while len(made) < 40:
+            turns.append(len(made))
+            eventlet.sleep(0)
+
+    switch = OpenFlowSwitch(datapath)
+    switch.commit(bundle(), nothing, nothing)
+    assert made == [], "nothing is made by whoever decides"
+    eventlet.spawn_n(other)
+    datapath.room.release()
+    with eventlet.Timeout(5):
+        while not datapath.sent:
+            eventlet.sleep(0)
+    assert len(set(turns)) > 8
+    assert len(messages_of(datapath.sent[0])) == 42, "and yet it is one piece"
+
+
 def test_a_commit_is_answered_once(datapath: SlowDatapath) -> None:
     switch, heard = OpenFlowSwitch(datapath), []
     for name in ("first", "second"):
@@ -111,3 +143,14 @@ def test_nothing_is_sent_after_the_end(datapath: SlowDatapath) -> None:
     switch.close()
     let_go(datapath, 2)
     assert datapath.sent == []
+
+
+def test_a_bundle_that_cannot_be_written_is_refused_and_the_next_one_is_said(datapath: SlowDatapath) -> None:
+    switch = OpenFlowSwitch(datapath)
+    refused: list[int] = []
+    switch.commit([flow(1), flow("no number")], nothing, lambda: refused.append(1))  # type: ignore[arg-type]
+    switch.commit([flow(2)], nothing, lambda: refused.append(2))
+    let_go(datapath, 2)
+    assert refused == [1]
+    (piece,) = datapath.sent
+    assert len(messages_of(piece)) == 3

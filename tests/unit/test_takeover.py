@@ -252,3 +252,22 @@ def test_a_fenced_server_without_heir_stays_fenced_when_the_switch_comes_back() 
     table = FlowTable()
     table.apply(commits(scene.conductor.switch_connected(scene.ports()))[0].messages)
     assert passing(table, 40_000) == []
+
+
+def test_totals_count_takeovers_that_the_history_no_longer_has() -> None:
+    history = History(limit=2)
+    for number in range(1, 6):
+        one = takeover(number)
+        history.add(one)
+        one.committed(10.003)
+        one.progressed(report(resumed=2, reset=("no answer",)), 10.005)
+        one.found(1, ["client gone"])
+        one.lost(1, NO_BACKUP)
+    assert len(history.all()) == 2
+    assert history.causes == {"process ended": 5}
+    assert history.fates == {
+        "resumed": 15,
+        "reset: no answer": 5,
+        "reset: client gone": 5,
+        f"reset: {NO_BACKUP}": 5,
+    }
