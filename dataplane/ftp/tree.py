@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dataplane.ftp import paths
 from dataplane.names import text_of
+from dataplane.objects import LIMIT_SEGMENTS
 
 _NOT_IN_A_LINE = frozenset(b"\r\n")
 """Names with these can be neither listed nor asked for."""
@@ -33,18 +34,20 @@ class Tree:
         """`root`: as `DocumentRoot.root` has it, without symbolic links."""
         self._root = root
 
-    def real(self, path: str) -> str | None:
-        """Where the path leads, as Python's file functions take it; None when that is outside the root. It need not
-        exist."""
+    def real(self, path: str, *, exists: bool = False) -> str | None:
+        """Where the path leads, as Python's file functions take it; None when that is outside the root, or too deep.
+        It need not exist, unless `exists` says so: then it takes no more looks at the disk than there are folders."""
+        if path.count("/") > LIMIT_SEGMENTS:
+            return None
         try:
-            found = os.path.realpath(self._root + paths.of_file_system(path))
+            found = os.path.realpath(self._root + paths.of_file_system(path), strict=exists)
         except (OSError, ValueError):
             return None
         return found if paths.below(found, self._root) else None
 
     def find(self, path: str) -> Entry | None:
         """None when there is no such file or folder, or it is outside."""
-        real = self.real(path)
+        real = self.real(path, exists=True)
         if real is None:
             return None
         try:
