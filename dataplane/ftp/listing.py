@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import fnmatch
 import itertools
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,8 @@ FACTS = ("type", "size", "modify", "perm")
 _HALF_A_YEAR = 182 * 86_400
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _GLOB = frozenset("*?[")
+LIMIT_PATTERN, LIMIT_STARS = 255, 16
+"""Characters of a pattern, and how many of them may be `*`: compiling it takes a millisecond then, and not 30."""
 
 
 def time_val(mtime_ns: int) -> str:
@@ -57,13 +60,24 @@ def is_pattern(name: str) -> bool:
     return not _GLOB.isdisjoint(name)
 
 
+def is_affordable(pattern: str) -> bool:
+    """Is it short enough to be compiled on the event loop?"""
+    return len(pattern) <= LIMIT_PATTERN and pattern.count("*") <= LIMIT_STARS
+
+
+def matcher(pattern: str) -> re.Pattern[str] | None:
+    """Of names; None for an empty pattern: any name. Once per listing: `fnmatch` itself would keep every pattern that
+    a client has thought of."""
+    return re.compile(fnmatch.translate(pattern)) if pattern else None
+
+
 def chunk(
     verb: str,
     folder: str,
     names: Sequence[str],
     find: Callable[[str], Entry | None],
     *,
-    pattern: str,
+    pattern: re.Pattern[str] | None,
     after: str,
     wanted: Sequence[str],
     now: float,
@@ -74,7 +88,7 @@ def chunk(
     text: list[bytes] = []
     size = 0
     for name in itertools.islice(names, bisect.bisect_right(names, after), None):
-        if pattern and not fnmatch.fnmatchcase(name, pattern):
+        if pattern is not None and not pattern.match(name):
             continue
         entry = find(paths.child(folder, name))
         if entry is None:

@@ -383,7 +383,8 @@ def _listed(command: Command, session: Session, facts: Facts) -> Transfer | None
     if entry is not None and entry.folder:
         return Transfer(verb, path, facts=session.facts)
     folder, name = paths.parent(path)
-    if entry is None and not (listing.is_pattern(name) and _is_folder(folder, facts)):
+    known = listing.is_pattern(name) and listing.is_affordable(name) and _is_folder(folder, facts)
+    if entry is None and not known:
         return None
     return Transfer(verb, folder, pattern=name if entry is None else _literally(name), facts=session.facts)
 
@@ -419,7 +420,7 @@ def _stat(command: Command, session: Session, facts: Facts) -> Decision:
         found.path,
         names[:LIMIT_STAT_NAMES],
         facts.find,
-        pattern=found.pattern,
+        pattern=listing.matcher(found.pattern),
         after="",
         wanted=session.facts,
         now=facts.now,

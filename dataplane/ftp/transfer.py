@@ -8,6 +8,7 @@ in checkpoints: an upload does not survive its server, and its client is told so
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Annotated, Literal, Protocol
 
@@ -69,6 +70,7 @@ class FtpData(Application):
         self._listed: Transfer | None = None
         self._after = ""
         self._names: list[str] | None = None
+        self._pattern: re.Pattern[str] | None = None
         self._upload: Upload | None = None
         self._early = b""
         self._received = 0
@@ -90,7 +92,7 @@ class FtpData(Application):
         if self.state == "listing":
             assert self._listed is not None
             self._watch()
-            self._read_names(self._listed.path)
+            self._read_names(self._listed)
         elif self.state in ("file", "listed"):
             self._watch()
             self._finish_when_drained()
@@ -142,11 +144,12 @@ class FtpData(Application):
         self._watch()
         assert self._stream is not None
         self._stream.changed()
-        self._read_names(transfer.path)
+        self._read_names(transfer)
 
-    def _read_names(self, folder: str) -> None:
+    def _read_names(self, transfer: Transfer) -> None:
         """On a thread: a folder may have very many."""
-        names = asyncio.get_running_loop().run_in_executor(None, self._tree.names, folder)
+        self._pattern = listing.matcher(transfer.pattern)
+        names = asyncio.get_running_loop().run_in_executor(None, self._tree.names, transfer.path)
         names.add_done_callback(self._names_read)
 
     def _names_read(self, done: asyncio.Future[list[str]]) -> None:
@@ -174,7 +177,7 @@ class FtpData(Application):
                 transfer.path,
                 self._names,
                 self._tree.find,
-                pattern=transfer.pattern,
+                pattern=self._pattern,
                 after=self._after,
                 wanted=transfer.facts,
                 now=time.time(),

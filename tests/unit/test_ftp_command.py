@@ -221,7 +221,7 @@ def test_a_listing_in_pieces_has_every_name_once(names: list[str], least: int, p
             "/f",
             names,
             lambda path: Entry(path, False, 0, 0),
-            pattern=pattern,
+            pattern=listing.matcher(pattern),
             after=after,
             wanted=(),
             now=0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -92,6 +94,23 @@ def test_how_it_is_answered(line: str, expected: int) -> None:
 )
 def test_what_is_to_be_done(line: str, action: object) -> None:
     assert decide(line).action == action
+
+
+@pytest.mark.parametrize("pattern", ["*" + "a" * 255, "[a-z]" * 800, "*" * 17, "a*" * 17])
+@pytest.mark.parametrize("verb", ["LIST", "NLST", "STAT"])
+def test_a_pattern_that_takes_long_to_compile_matches_nothing(
+    verb: str, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_.listing, "matcher", None)
+    assert code(decide(f"{verb} {pattern}")) == (450 if verb == "STAT" else 550)
+
+
+def test_a_pattern_is_compiled_once_and_kept_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, translate = [], fnmatch.translate
+    monkeypatch.setattr(fnmatch, "translate", lambda pattern: compiled.append(pattern) or translate(pattern))
+    kept = fnmatch._compile_pattern.cache_info().misses  # type: ignore[attr-defined]
+    assert b"file" in decide("STAT /folder/f*e").replies
+    assert compiled == ["f*e"] and fnmatch._compile_pattern.cache_info().misses == kept  # type: ignore[attr-defined]
 
 
 def test_rest_holds_for_one_transfer() -> None:
