@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from dataplane.ftp import passwords, paths
 from dataplane.ftp import session as session_
-from dataplane.ftp.command import LIMIT_PENDING, Command, Malformed, Reader, redacted
+from dataplane.ftp.command import LIMIT_LINES, LIMIT_PENDING, Command, Malformed, Reader, redacted
 from dataplane.ftp.reply import reply
 from dataplane.ftp.session import Facts, Session, Transfer
 from dataplane.ftp.transfer import NAME as DATA_NAME
@@ -42,6 +42,8 @@ DATA_SECONDS, HEIR_DATA_SECONDS = 30.0, 5.0
 have connected there in the last moments, so that no checkpoint knows of it: it will not connect again."""
 _ACTIVE_PORT = 20
 _URGENT = frozenset(("ABOR", "STAT"))
+_TURN = 8
+"""Commands that are carried out in one turn of the loop: others' connections wait for it. STAT of a folder ends it."""
 _UNPROVEN = b"PASS \r\n"
 
 _log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class FtpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 class FtpApplication(Application):
     name = NAME
+    read_bytes = 4 * 1024
 
     def __init__(self, root: DocumentRoot, limits: Serving) -> None:
         self._root = root
@@ -87,6 +90,7 @@ class FtpApplication(Application):
         self._running = False
         self._leaving = False
         self._proving = self._input_ended = self._working = False
+        self._next_turn: Timer | None = None
         self._waiting: Timer | None = None
         self._heard = 0.0
         self._taken: FtpSection | None = None
@@ -112,6 +116,8 @@ class FtpApplication(Application):
         """Close once all data connections have come to their end: with the control connection they would be reset."""
         self._leaving = True
         self._drop_awaited()
+        if self._stream is not None:
+            self._stream.hold_input(False)
         if not self._running:
             self._over()
             self._drop_data(at_once=True)
@@ -136,31 +142,55 @@ class FtpApplication(Application):
             return
         self._reader.feed(data)
         self._work()
-        if self._reader.crowded and self._stream is not None and not self._leaving:
-            self._reader.pending = b""
-            self._say(reply(421, "Too many commands ahead: goodbye."))
-            self._leave()
 
     def _work(self) -> None:
-        """Carry out every command that is complete, as far as there is room for replies."""
-        if self._working:
+        """Carry out some of the commands that are complete, as far as there is room for replies; then the next ones.
+        Meanwhile the client's further input waits, but not during a transfer: there may be an ABOR in it."""
+        if self._working or self._next_turn is not None:
             return
         self._working = True
         try:
-            while self._stream is not None and not self._leaving and self._stream.has_room():
-                command: Command | Malformed | None = None
-                if self._transfer is not None:
-                    command = self._reader.next_of(_URGENT)
-                elif not self._proving:
-                    command = self._reader.next()
-                if command is None:
-                    break
-                self._take(command)
+            more = self._take_turn()
         finally:
             self._working = False
-        busy = self._transfer is not None or self._proving or b"\n" in self._reader.pending
-        if self._input_ended and not busy and not self._leaving:
+        stream = self._stream
+        if stream is None or self._leaving:
+            return
+        if self._crowded:
+            self._reader.clear()
+            self._say(reply(421, "Too many commands ahead: goodbye."))
             self._leave()
+            return
+        if more:
+            self._next_turn = stream.call_later(0, self._go_on)
+        stream.hold_input(self._reader.lines > 0 and self._transfer is None)
+        if self._input_ended and not (self._transfer is not None or self._proving or self._reader.lines):
+            self._leave()
+
+    def _go_on(self) -> None:
+        self._next_turn = None
+        self._work()
+
+    @property
+    def _crowded(self) -> bool:
+        return self._reader.crowded or (self._transfer is not None and self._reader.lines > LIMIT_LINES)
+
+    def _take_turn(self) -> bool:
+        """May there be more to do? No: only once something has happened."""
+        for _ in range(_TURN):
+            if self._stream is None or self._leaving or self._crowded or not self._stream.has_room():
+                return False
+            command: Command | Malformed | None = None
+            if self._transfer is not None:
+                command = self._reader.next_of(_URGENT)
+            elif not self._proving:
+                command = self._reader.next()
+            if command is None:
+                return False
+            self._take(command)
+            if isinstance(command, Command) and command.verb == "STAT":
+                break
+        return True
 
     def _say(self, data: bytes) -> None:
         if self._stream is not None and data:
