@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from dataplane.objects import OpenObject
 from dataplane.rtp.media import Media
 from dataplane.rtp.plan import Interleaved, Plan
@@ -31,7 +33,8 @@ from state.errors import TakeoverError
 class LiveSession:
     """One session. `media` is None until the file's table is there; before that nothing can be sent.
 
-    `finished` is called when a plan was sent to its end; the session is *ready* then.
+    `changed` is called when the session becomes another by itself: when a plan was sent to its end, the session is
+    *ready* then; or when the digest of its file is known.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class LiveSession:
         session: Session,
         opened: OpenObject,
         media: Media | None = None,
-        finished: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.session = session
         self.opened = opened
@@ -51,9 +54,11 @@ class LiveSession:
         """The client's last word."""
         self.sender: UdpSender | InterleavedSender | None = None
         self._station = station
-        self._told = finished
+        self._changed = changed
         self._ports: tuple[Datagrams, Datagrams] | None = None
         self._outlet: Outlet | None = None
+        if not opened.ref.digest:
+            opened.digest_known.append(lambda old, new: changed())
 
     @property
     def interleaved(self) -> InterleavedSender | None:
@@ -66,8 +71,12 @@ class LiveSession:
         return self.sender.sent if self.sender is not None else 0
 
     def snapshot(self) -> Session:
-        """The session as it is now, with its clock, for a checkpoint."""
-        return session_.at(self.session, max(0, self.clock.now_ns)) if self.session.active else self.session
+        """The session as it is now, with its clock, for a checkpoint; and with the digest that makes two copies of its
+        file the same, as soon as it is known here."""
+        session, ref = self.session, self.opened.ref
+        if ref.digest and ref != session.object:
+            session = msgspec.structs.replace(session, object=ref)
+        return session_.at(session, max(0, self.clock.now_ns)) if session.active else session
 
     # --- sockets ---
     def open_ports(self, stream: Stream, way: Way) -> None:
@@ -156,7 +165,7 @@ class LiveSession:
         assert self.media is not None
         self.sender = self._outlet = None
         self.session = session_.ended(self.session, self.media)
-        self._told()
+        self._changed()
 
     def stop(self, *, goodbye: bool = False) -> None:
         """Send no more of the plan. `goodbye`: the receivers are told, if nobody else goes on."""

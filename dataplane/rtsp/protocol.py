@@ -254,7 +254,7 @@ class RtspApplication(Application):
         self._unanswered = b""
         if live is None and after is not None:
             assert opened is not None and isinstance(found, Found)
-            live = new = LiveSession(self._station, after, opened, found.media, self._finished)
+            live = new = LiveSession(self._station, after, opened, found.media, self._changed)
         if live is not None and after is not None and not (before is not None and live.has_ports_for(after)):
             try:
                 live.open_ports(stream, after.way)
@@ -293,7 +293,7 @@ class RtspApplication(Application):
         else:
             self._to_start.append(live)
 
-    def _finished(self) -> None:
+    def _changed(self) -> None:
         if self._stream is not None:
             self._stream.changed()
 
@@ -367,7 +367,7 @@ class RtspApplication(Application):
 
     def _prepare(self, session: Session) -> None:
         opened = self._root.open(session.object.identifier)
-        live = LiveSession(self._station, session, opened, finished=self._finished)
+        live = LiveSession(self._station, session, opened, changed=self._changed)
         self._live[session.id] = live
         self._station.table(opened, lambda made: None)
 
