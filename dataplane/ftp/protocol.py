@@ -388,6 +388,8 @@ class FtpApplication(Application):
                     raise ObjectMissing(f"{transfer.path} has become shorter")
             elif transfer.verb in session_.UPLOADS:
                 upload = self._upload(transfer, data)
+            elif not self._tree.has_folder(transfer.path):
+                raise ObjectMissing(f"{transfer.path} is gone")
         except (ObjectMissing, OSError) as error:
             sentence = error.strerror or "it fails" if isinstance(error, OSError) else "it is not there any more"
             self._give_up(reply(550, f"{transfer.path}: {sentence}"))

@@ -128,7 +128,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a decision may ask for. `find` and `names` are those of `tree.Tree`."""
+    """What a decision may ask for. `find` and `names` are those of `tree.Tree`; `names` raises `OSError`."""
 
     client: str
     vip: str
@@ -414,7 +414,10 @@ def _stat(command: Command, session: Session, facts: Facts) -> Decision:
     found = _listed(command, session, facts)
     if found is None:
         return Decision(session, reply(450, "There is no such file or folder."))
-    names = facts.names(found.path, LIMIT_STAT_NAMES + 1)
+    try:
+        names = facts.names(found.path, LIMIT_STAT_NAMES + 1)
+    except OSError as error:
+        return Decision(session, reply(450, f"{found.path} cannot be read: {error.strerror or 'it fails'}"))
     text, last = listing.chunk(
         "LIST",
         found.path,

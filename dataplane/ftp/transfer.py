@@ -20,7 +20,7 @@ from dataplane.ftp.reply import reply
 from dataplane.ftp.session import Path, Transfer
 from dataplane.ftp.tree import Tree
 from dataplane.ftp.upload import Upload
-from dataplane.objects import OpenObject
+from dataplane.objects import OBJECT_MISSING, OpenObject
 from dataplane.stack import Application, Stream
 from state.configuration import Serving
 from state.datablock import DataBlock
@@ -153,9 +153,16 @@ class FtpData(Application):
         names.add_done_callback(self._names_read)
 
     def _names_read(self, done: asyncio.Future[list[str]]) -> None:
-        self._names = [] if done.cancelled() or done.exception() is not None else done.result()
-        if self._stream is not None and self.state == "listing":
-            self._go_on_listing()
+        if self._stream is None or self.state != "listing":
+            return
+        assert self._listed is not None
+        error = done.exception() if not done.cancelled() else OSError("the server ends")
+        if error is not None:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else "it fails"
+            self._finish(reply(451, f"{self._listed.path} cannot be read: {why}"))
+            return
+        self._names = done.result()
+        self._go_on_listing()
 
     def drained(self) -> None:
         if self.state == "listing":
@@ -277,4 +284,6 @@ class FtpData(Application):
         return data
 
     def obstacle(self) -> str | None:
+        if self.state == "listing" and self._listed is not None and not self._tree.has_folder(self._listed.path):
+            return OBJECT_MISSING
         return UPLOAD_LOST if self.state in ("early", "storing") else None

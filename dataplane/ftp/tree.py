@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
@@ -59,15 +60,16 @@ class Tree:
         folder = stat.S_ISDIR(status.st_mode)
         return Entry(path, folder, 0 if folder else status.st_size, status.st_mtime_ns)
 
+    def has_folder(self, path: str) -> bool:
+        found = self.find(path)
+        return found is not None and found.folder
+
     def names(self, folder: str, limit: int | None = None) -> list[str]:
         """The names in a folder in order, or any `limit` of them; those that no line of a listing can hold are left
-        out. None at all when it cannot be read. Without a limit it may take long: it is for a thread."""
+        out. Raises `OSError` when it cannot be read. Without a limit it may take long: it is for a thread."""
         real = self.real(folder)
         if real is None:
-            return []
-        try:
-            with os.scandir(real) as found:
-                inside = (os.fsencode(entry.name) for entry in itertools.islice(found, limit))
-                return sorted(text_of(name) for name in inside if not _NOT_IN_A_LINE.intersection(name))
-        except OSError:
-            return []
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with os.scandir(real) as found:
+            inside = (os.fsencode(entry.name) for entry in itertools.islice(found, limit))
+            return sorted(text_of(name) for name in inside if not _NOT_IN_A_LINE.intersection(name))
