@@ -21,7 +21,7 @@ from state.datablock import UInt63
 
 LIMIT_FAILURES = 3
 """Wrong passwords of one connection (RFC 2577 section 5)."""
-LIMIT_STAT_BYTES, LIMIT_STAT_NAMES = 6 * 1024, 256
+LIMIT_STAT_BYTES, LIMIT_STAT_NAMES = 6 * 1024, listing.LIMIT_LOOKED
 """Of a listing that goes over the control connection."""
 ANONYMOUS = ("anonymous", "ftp")
 GREETING = reply(220, "takeover FTP server ready.")

@@ -21,7 +21,7 @@ from dataplane.ftp.session import Path, Transfer
 from dataplane.ftp.tree import Tree
 from dataplane.ftp.upload import Upload
 from dataplane.objects import OBJECT_MISSING, OpenObject
-from dataplane.stack import Application, Stream
+from dataplane.stack import Application, Stream, Timer
 from state.configuration import Serving
 from state.datablock import DataBlock
 
@@ -71,6 +71,7 @@ class FtpData(Application):
         self._after = ""
         self._names: list[str] | None = None
         self._pattern: re.Pattern[str] | None = None
+        self._next_turn: Timer | None = None
         self._upload: Upload | None = None
         self._early = b""
         self._received = 0
@@ -178,7 +179,7 @@ class FtpData(Application):
     def _go_on_listing(self) -> None:
         stream, transfer = self._stream, self._listed
         assert stream is not None and transfer is not None
-        while self.state == "listing" and self._names is not None and stream.has_room():
+        if self._next_turn is None and self._names is not None and stream.has_room():
             text, last = listing.chunk(
                 transfer.verb,
                 transfer.path,
@@ -190,13 +191,20 @@ class FtpData(Application):
                 now=time.time(),
                 least=_CHUNK,
             )
-            stream.write(text)
+            if text:
+                stream.write(text)
             if last is None:
                 self.state, self._names = "listed", None
             else:
-                self._after = last
+                self._after, self._next_turn = last, stream.call_later(0, self._turn)
         if self.state == "listed":
             self._finish_when_drained()
+
+    def _turn(self) -> None:
+        """Other connections had theirs meanwhile."""
+        self._next_turn = None
+        if self._stream is not None and self.state == "listing":
+            self._go_on_listing()
 
     # --- receiving ---
     def receive(self, upload: Upload) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.ftp.listing import LIMIT_LOOKED
 from dataplane.ftp.session import Transfer
 from dataplane.ftp.transfer import NAME, DataSection, FtpData
 from dataplane.ftp.tree import Tree
@@ -15,7 +16,7 @@ from dataplane.objects import OBJECT_MISSING
 from state.configuration import Serving
 from state.datablock import DataBlock
 from tests.unit.builders import document_root, header
-from tests.unit.ftp_server import RecordingStream, Server
+from tests.unit.ftp_server import RecordingStream, Server, count_calls
 
 
 class Control:
@@ -52,6 +53,26 @@ def listed(tree: Tree, transfer: Transfer, between: Callable[[RecordingStream], 
         return stream.said, control.answers[0]
 
     return asyncio.run(run())
+
+
+# --- turns ---
+def test_a_listing_looks_at_few_entries_in_a_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links that lead outside are not listed, but looked at."""
+    for number in range(1000):
+        (tmp_path / f"{number:04}").symlink_to("/")
+    (tmp_path / "last").mkdir()
+    looked: list[object] = []
+    turns: list[int] = []
+    monkeypatch.setattr(Tree, "find", count_calls(looked, Tree.find))
+
+    def between(stream: RecordingStream) -> None:
+        before = len(looked)
+        stream.turn()
+        turns.append(len(looked) - before)
+
+    said, answer = listed(Tree(str(tmp_path)), Transfer("NLST", "/"), between)
+    assert said == b"last\r\n" and answer.startswith(b"226 ")
+    assert len(looked) == 1001 and max(turns) <= LIMIT_LOOKED
 
 
 # --- folders that cannot be read ---
