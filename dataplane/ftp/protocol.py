@@ -11,7 +11,6 @@ Of the queue of commands only ABOR and STAT are looked at during a transfer (RFC
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import time
@@ -20,9 +19,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from dataplane.ftp import passwords, paths
+from dataplane.ftp import paths
 from dataplane.ftp import session as session_
 from dataplane.ftp.command import LIMIT_LINES, LIMIT_PENDING, Command, Malformed, Reader, redacted
+from dataplane.ftp.doorkeeper import Doorkeeper
 from dataplane.ftp.reply import reply
 from dataplane.ftp.session import Facts, Session, Transfer
 from dataplane.ftp.transfer import NAME as DATA_NAME
@@ -70,8 +70,9 @@ class FtpApplication(Application):
     name = NAME
     read_bytes = 4 * 1024
 
-    def __init__(self, root: DocumentRoot, limits: Serving) -> None:
+    def __init__(self, root: DocumentRoot, limits: Serving, doorkeeper: Doorkeeper) -> None:
         self._root = root
+        self._doorkeeper = doorkeeper
         self._tree = Tree(root.root)
         self._limits = limits
         self._stream: Stream | None = None
@@ -243,15 +244,15 @@ class FtpApplication(Application):
 
     # --- users ---
     def _prove(self, login: session_.Login) -> None:
-        known = {user.name: user.password for user in self._limits.ftp.users}
         self._proving = True
-        task = functools.partial(passwords.proves, login.password, known.get(login.user))
-        asyncio.get_running_loop().run_in_executor(None, task).add_done_callback(self._proven)
+        if not self._doorkeeper.ask(login.user, login.password, self._proven):
+            self._proving = False
+            self._say(reply(421, "Too many passwords are being proven: try again later."))
+            self._leave()
 
-    def _proven(self, done: asyncio.Future[bool]) -> None:
+    def _proven(self, proven: bool) -> None:
         self._proving = False
         if self._stream is not None and not self._leaving:
-            proven = not done.cancelled() and done.exception() is None and done.result()
             self._decided(session_.logged_in(self._session, proven))
             self._work()
 
@@ -449,10 +450,10 @@ class FtpApplication(Application):
         )
 
     @classmethod
-    def unready(cls, root: DocumentRoot, block: DataBlock, limits: Serving) -> FtpApplication:
+    def unready(cls, root: DocumentRoot, block: DataBlock, limits: Serving, doorkeeper: Doorkeeper) -> FtpApplication:
         """From a checkpoint (claim 14)."""
         section = block.section(NAME, FtpSection)
-        application = cls(root, limits)
+        application = cls(root, limits, doorkeeper)
         application._taken = section
         application._reader.feed(section.pending)
         application._session, application._count = section.session, section.count
@@ -486,13 +487,14 @@ class FtpApplication(Application):
 
 def kind(limits: Serving) -> ApplicationKind:
     """The protocol with these limits and users."""
+    doorkeeper = Doorkeeper(limits.ftp)
 
     def data(root: DocumentRoot, block: DataBlock) -> FtpData:
         return FtpData.made_of(block, Tree(root.root), limits)
 
     return ApplicationKind(
         NAME,
-        functools.partial(FtpApplication, limits=limits),
-        functools.partial(FtpApplication.unready, limits=limits),
+        functools.partial(FtpApplication, limits=limits, doorkeeper=doorkeeper),
+        functools.partial(FtpApplication.unready, limits=limits, doorkeeper=doorkeeper),
         (PartKind(DATA_NAME, data),),
     )

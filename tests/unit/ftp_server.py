@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dataplane.ftp import FtpApplication, kind
 from dataplane.ftp.protocol import FtpSection
 from dataplane.objects import DocumentRoot
-from dataplane.stack import Member, make_block
+from dataplane.stack import ApplicationKind, Member, make_block
 from state.configuration import Serving
 from state.datablock import DataBlock, FourTuple
 from tests.unit.builders import four_tuple, header
@@ -104,9 +104,16 @@ class RecordingStream:
 class Server:
     """The application with its stream, as a client reaches it."""
 
-    def __init__(self, root: DocumentRoot, limits: Serving | None = None, block: DataBlock | None = None) -> None:
+    def __init__(
+        self,
+        root: DocumentRoot,
+        limits: Serving | None = None,
+        block: DataBlock | None = None,
+        made_of: ApplicationKind | None = None,
+    ) -> None:
+        """`block`: it is ready from this checkpoint. `made_of`: another connection of the same agent."""
         self.root, self.limits = root, limits or Serving()
-        self.kind = kind(self.limits)
+        self.kind = made_of or kind(self.limits)
         self.stream = RecordingStream()
         made = self.kind.fresh(root) if block is None else self.kind.unready(root, block)
         assert isinstance(made, FtpApplication)
