@@ -6,6 +6,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -69,6 +70,12 @@ class LiveSession:
     def sent(self) -> int:
         """Packets of the plan."""
         return self.sender.sent if self.sender is not None else 0
+
+    @property
+    def on_air(self) -> UdpSender | None:
+        """What is sent to the group that the session's client was told."""
+        way = self.session.way
+        return self._station.on_air.get((self.opened, way.address)) if way.kind == "multicast" else None
 
     def snapshot(self) -> Session:
         """The session as it is now, with its clock, for a checkpoint; and with the digest that makes two copies of its
@@ -144,21 +151,20 @@ class LiveSession:
     def _send(self, stream: Stream, plan: Plan, sent: int) -> None:
         """Over UDP. Whoever comes first to a group sends for all."""
         assert self._ports is not None
-        sender, group = None, self.session.way.kind == "multicast"
-        if group:
-            sender = self._station.on_air.get(self.opened.version)
-        if sender is None:
-            sender = UdpSender(plan, self.clock, reader(self.opened), sent, self._over)
-            if group:
-                self._station.go_on_air(self.opened, self.session.way.address, sender)
+        station, on_air = self._station, self.on_air
+        if on_air is not None:
+            sender = on_air
+        elif self.session.way.kind == "multicast":
+            opened, group = self.opened, self.session.way.address  # this session may have others when it is over
+            over = functools.partial(station.go_off_air, opened, group)
+            sender = UdpSender(plan, self.clock, reader(opened), sent, over)
+            station.go_on_air(opened, group, sender)
+        else:
+            sender = UdpSender(plan, self.clock, reader(self.opened), sent)
         self.session = session_.joined(self.session, sender.plan.playing)
         self.sender, self.clock = sender, sender.clock
         self._outlet = Outlet(stream, *self._ports, self.finish)
         sender.join(self._outlet)
-
-    def _over(self) -> None:
-        if self.session.way.kind == "multicast":
-            self._station.go_off_air(self.opened)
 
     def finish(self) -> None:
         """The plan is at its end."""

@@ -287,8 +287,7 @@ class RtspApplication(Application):
         if kind == "interleaved":
             self._start_waiting()  # from now on there is always something planned
         others = any(other.interleaved is not None for other in self._live.values())
-        joins = kind == "multicast" and live.opened.version in self._station.on_air
-        if kind == "interleaved" or others or joins:
+        if kind == "interleaved" or others or live.on_air is not None:
             live.start(self._stream, self._stream.bundle.vip)
         else:
             self._to_start.append(live)
@@ -303,8 +302,7 @@ class RtspApplication(Application):
         sent, on_air, group = live.sent if live is not None else 0, None, None
         if opened is not None:
             group = self._station.group(opened) if ":" not in bundle.vip else None
-            sender = self._station.on_air.get(opened.version)
-            if sender is not None and live is not None and live.session.way.kind == "multicast":
+            if live is not None and (sender := live.on_air) is not None:
                 on_air, sent = (sender.plan.playing if sender is not live.sender else None), sender.sent
         taken = any(other.session.way.kind == "interleaved" for other in self._live.values() if other is not live)
         return Facts(
