@@ -324,7 +324,7 @@ class FtpApplication(Application):
             self._stream.close()
 
     def _drop_awaited(self) -> None:
-        awaited, self._awaited, self._passive = self._awaited, None, 0
+        awaited, self._awaited, self._passive, self._inherited = self._awaited, None, 0, False
         if awaited is not None:
             awaited.close()
 

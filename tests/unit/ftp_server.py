@@ -43,6 +43,12 @@ class RecordingBundle:
     def listen(self, role: str, accepted: object, port: int | None = None) -> Listening:
         return Listening(port or 40_960)
 
+    def data_ports(self, transport: str) -> tuple[range, ...]:
+        return (range(20, 21),)
+
+    def connect(self, role: str, port: int, remote: object, application: object, failed: object) -> Listening:
+        return Listening(port)
+
     def connections(self) -> list[Member]:
         return []
 

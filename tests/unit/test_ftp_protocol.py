@@ -9,6 +9,7 @@ import pytest
 
 from dataplane.ftp import command
 from dataplane.ftp.command import LIMIT_LINES
+from dataplane.ftp.protocol import DATA_SECONDS, HEIR_DATA_SECONDS
 from dataplane.objects import DocumentRoot
 from tests.unit.builders import document_root
 from tests.unit.ftp_server import Server, count_calls
@@ -18,6 +19,23 @@ from tests.unit.ftp_server import Server, count_calls
 def root(tmp_path: Path) -> Iterator[DocumentRoot]:
     with document_root(tmp_path, film=b"12345") as made:
         yield made
+
+
+# --- an heir ---
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        (b"", HEIR_DATA_SECONDS),
+        (b"ABOR\r\nPORT 10,0,0,7,100,1\r\n", DATA_SECONDS),
+        (b"PASV\r\n", DATA_SECONDS),
+        (b"PORT 10,0,0,7,100,1\r\n", DATA_SECONDS),
+    ],
+)
+def test_only_who_was_told_a_port_by_an_earlier_owner_has_little_time(
+    root: DocumentRoot, said: bytes, seconds: float
+) -> None:
+    heir = Server(root).log_in().says(b"PASV\r\n").dies().says(said + b"RETR film.bin\r\n")
+    assert heir.stream.timers[-1].seconds == seconds
 
 
 # --- turns ---
