@@ -297,12 +297,16 @@ class HttpApplication(Application):
             return
         stream.write(literal)
         if self._parser.our_state is h11.DONE and self._parser.their_state is h11.DONE:
-            if self._parser.trailing_data == (b"", False):
-                self._h11 = None
-            else:
-                self._parser.start_next_cycle()
+            self._next_request()
         else:
             self._close()
+
+    def _next_request(self) -> None:
+        """Empty lines before it are no error (RFC 9112 section 2.2)."""
+        rest, ended = self._parser.trailing_data
+        self._pending, self._h11 = bytes(rest).lstrip(b"\r\n"), None
+        if ended:
+            self._parser.receive_data(b"")
 
     def _head(self, answer: semantics.Answer, length: int, *, last: bool) -> bytes:
         """The response's header; h11 then takes the message as sent."""

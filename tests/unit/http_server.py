@@ -47,6 +47,7 @@ class RecordingStream:
         self.acknowledged = 0
         self.sent = 0
         self.room = True
+        self.held = False
         self.timers: list[RecordedTimer] = []
 
     @property
@@ -80,6 +81,9 @@ class RecordingStream:
 
     def has_room(self) -> bool:
         return self.room
+
+    def hold_input(self, held: bool) -> None:
+        self.held = held
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> RecordedTimer:
         assert not any(timer.running for timer in self.timers), "one thing is waited for at a time"

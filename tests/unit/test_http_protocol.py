@@ -237,6 +237,18 @@ def test_what_cannot_be_answered_is_refused_with_a_reason(
         assert server.responses()[1][2] == FILM
 
 
+@pytest.mark.parametrize("between", [b"\r\n", b"\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+def test_empty_lines_between_requests_are_no_error(server: Server, between: bytes, pieces: int) -> None:
+    said = between.join((b"", GET, HEAD, GET, b""))
+    for start in range(0, len(said), pieces):
+        server.says(said[start : start + pieces])
+    assert [status for status, _, _ in server.responses("GET", "HEAD")] == [200, 200, 200]
+    assert server.pending == b"" and not server.stream.closed
+    server.application.input_ended()
+    assert server.stream.closed
+
+
 def test_too_much_input_ahead_is_refused(server: Server) -> None:
     server.says(GET * (AHEAD + 1))
     server.says(GET * 1000)
