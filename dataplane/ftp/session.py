@@ -36,7 +36,7 @@ _FEATURES = (
     "EPRT",
     "EPSV",
     "MDTM",
-    "MLST type*;size*;modify*;perm*;",
+    "MLST {}",
     "PASV",
     "REST STREAM",
     "SIZE",
@@ -265,7 +265,9 @@ def _syst(command: Command, session: Session, facts: Facts) -> Decision:
 
 
 def _feat(command: Command, session: Session, facts: Facts) -> Decision:
-    return Decision(session, lines(211, "Features:", _FEATURES, "End"))
+    """RFC 3659 section 7.8: facts with an asterisk are those that are said."""
+    facts_said = "".join(f"{fact}{'*' if fact in session.facts else ''};" for fact in listing.FACTS)
+    return Decision(session, lines(211, "Features:", [one.format(facts_said) for one in _FEATURES], "End"))
 
 
 def _help(command: Command, session: Session, facts: Facts) -> Decision:
@@ -363,9 +365,20 @@ def _store(command: Command, session: Session, facts: Facts) -> Decision:
 
 def _list(command: Command, session: Session, facts: Facts) -> Decision:
     found = _listed(command, session, facts)
-    if found is None or (command.verb == "MLSD" and (found.pattern or not _is_folder(found.path, facts))):
-        return Decision(session, reply(501 if command.verb == "MLSD" else 550, "There is no such folder."))
+    if found is None:
+        return Decision(session, reply(550, "There is no such folder."))
     return Decision(session, action=Begin(found))
+
+
+def _mlsd(command: Command, session: Session, facts: Facts) -> Decision:
+    """RFC 3659 section 7.2.1: what is no folder is 501, what is not there 550."""
+    path = paths.resolve(session.folder, command.argument)
+    entry = facts.find(path) if path is not None else None
+    if entry is None:
+        return Decision(session, reply(550, "There is no such folder."))
+    if not entry.folder:
+        return Decision(session, reply(501, "This is no folder."))
+    return Decision(session, action=Begin(Transfer("MLSD", entry.path, facts=session.facts)))
 
 
 def _listed(command: Command, session: Session, facts: Facts) -> Transfer | None:
@@ -374,8 +387,6 @@ def _listed(command: Command, session: Session, facts: Facts) -> Transfer | None
     while words.startswith("-"):  # as clients give to `ls`
         words = words.partition(" ")[2].lstrip()
     verb: Literal["LIST", "NLST", "MLSD"] = "NLST" if command.verb == "NLST" else "LIST"
-    if command.verb == "MLSD":
-        verb, words = "MLSD", command.argument
     path = paths.resolve(session.folder, words)
     if path is None:
         return None
@@ -462,7 +473,7 @@ _HANDLERS: dict[str, Callable[[Command, Session, Facts], Decision]] = {
     "HELP": _help,
     "LIST": _list,
     "MDTM": _mdtm,
-    "MLSD": _list,
+    "MLSD": _mlsd,
     "MLST": _mlst,
     "MODE": _only("S", "BC", "Bytes go as they are, and the end is the end."),
     "NLST": _list,
