@@ -34,7 +34,7 @@ from state.configuration import LIMIT_HEADER_BYTES, Serving
 from state.datablock import DataBlock
 
 NAME = "http/1.1"
-_LIMIT_AHEAD = 16
+_LIMIT_AHEAD = 8
 """Responses planned and not yet sent: further requests wait, and then further input does, at the client."""
 
 

@@ -23,7 +23,7 @@ LIMITS = Serving(header_bytes=4096, header=15_000, idle=120_000, send=300_000)
 FILM = bytes(i % 251 for i in range(3000))
 GET = b"GET /film.bin HTTP/1.1\r\nHost: vip\r\n\r\n"
 HEAD = b"HEAD /film.bin HTTP/1.1\r\nHost: vip\r\n\r\n"
-AHEAD = 16
+AHEAD = 8
 
 
 @dataclass
