@@ -23,6 +23,8 @@ from state.sections import LIMIT_PARAMETERS, ObjectRef
 OBJECT_DIFFERS = "object differs at the backup"
 OBJECT_MISSING = "object missing at the backup"
 """Why a connection is reset at a backup."""
+LIMIT_SEGMENTS = 128
+"""Of a path that a client names: each costs a look at the disk, on the event loop."""
 _DIGEST_CHUNK = 1 << 20
 
 _Version = tuple[int, int, int, int, int]
@@ -95,14 +97,17 @@ class DocumentRoot:
 
     def open(self, identifier: str) -> OpenObject:
         """The object, counted as in use until `release`. Raises `ObjectMissing`; never leaves the root."""
-        if "\0" in identifier or len(identifier) > 4096:
+        if "\0" in identifier or len(identifier) > 4096 or identifier.count("/") > LIMIT_SEGMENTS:
             raise ObjectMissing("no file has such a name")
         if identifier.endswith("/"):
             raise ObjectMissing(f"{identifier} names a folder")
         try:
-            path = os.path.realpath(self.root + os.path.normpath("/" + os.fsdecode(bytes_of(identifier))))
+            named = self.root + os.path.normpath("/" + os.fsdecode(bytes_of(identifier)))
+            path = os.path.realpath(named, strict=True)  # which ends where nothing is
         except ValueError:
             raise ObjectMissing("no file has such a name") from None
+        except OSError as error:
+            raise ObjectMissing(f"{identifier}: {error.strerror}") from None
         if not path.startswith(self.root + "/"):
             raise ObjectMissing(f"{identifier} is outside the document root")
         try:

@@ -32,6 +32,8 @@ NAME = "ticker/1"
 OBJECT = "ticker"
 LINE_LIMIT = 10**12
 REQUEST_LIMIT = 64
+PATIENCE_MILLISECONDS = 60_000
+"""Of a server, with a client that takes nothing: this is no part of checkpoints, and begins anew at a backup."""
 
 Number = Annotated[int, Meta(ge=0, le=LINE_LIMIT)]
 
@@ -70,6 +72,7 @@ class Ticker(Application):
         self._request = b""
         self._next = self._end = 0
         self._milliseconds = 100
+        self._waited = 0
 
     # --- the owner ---
     def opened(self, stream: Stream) -> None:
@@ -119,8 +122,12 @@ class Ticker(Application):
         assert self._stream is not None
         if self._stream.has_room():  # or else the line waits for the next tick
             self._stream.write(line(self._next))
-            self._next += 1
-        if self._next < self._end:
+            self._next, self._waited = self._next + 1, 0
+        else:
+            self._waited += self._milliseconds
+        if self._waited > PATIENCE_MILLISECONDS:
+            self._stream.reset()  # a client that takes nothing is not kept for ever
+        elif self._next < self._end:
             self._stream.call_later(self._milliseconds / 1000, self._tick)
         else:
             self._stream.close()

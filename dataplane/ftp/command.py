@@ -13,11 +13,19 @@ from dataplane import names
 LIMIT_LINE = 4352
 """Bytes of a command: a path of 4,096 and some."""
 LIMIT_PENDING = 4 * LIMIT_LINE
+LIMIT_LINES = 256
+"""Commands that may wait for the end of a transfer."""
 _TELNET = re.compile(rb"\xff(?:[\xfb-\xfe][\x00-\xff]|[\xf0-\xfa]|\xff)?")
 _SYNCH = b"\xf2\xf4"
 """Data Mark and Interrupt Process whose IAC went another way."""
 _VERB = re.compile(rb"[A-Za-z]{3,4}\Z")
 _SECRET = b"PASS "
+_NOTHING = rb"(?>\xff(?:[\xfb-\xfe][^\n]|[\xf0-\xfa]|(?!\xff)))"
+"""A command of Telnet within a line, which `_plain` leaves out."""
+_SECRET_LINE = re.compile(
+    rb"^(?:%b|[%b])*+%b [^\n]*" % (_NOTHING, _SYNCH, b"".join(rb"%c%b*+" % (letter, _NOTHING) for letter in b"PASS")),
+    re.MULTILINE | re.IGNORECASE,
+)
 _ALIASES = {"XCWD": "CWD", "XCUP": "CDUP", "XPWD": "PWD"}
 
 
@@ -44,9 +52,14 @@ class Reader:
 
     def __init__(self) -> None:
         self.pending = b""
+        self.lines = 0
+        """Complete ones."""
+        self._looked = 0
+        """So much of them has nothing that `next_of` looks for."""
 
     def feed(self, data: bytes) -> None:
         self.pending += data
+        self.lines += data.count(b"\n")
         start = self.pending.rfind(b"\n") + 1
         if len(self.pending) - start > LIMIT_LINE:  # the rest of the line is not wanted; its length tells
             self.pending = self.pending[: start + LIMIT_LINE + 1]
@@ -57,22 +70,31 @@ class Reader:
 
     def next(self) -> Command | Malformed | None:
         """The next complete line; None when there is none."""
-        line, newline, rest = self.pending.partition(b"\n")
+        line, newline, _ = self.pending.partition(b"\n")
         if not newline:
             return None
-        self.pending = rest
+        self._take(0, len(line))
+        self._looked = max(0, self._looked - len(line) - 1)
         return read_line(line)
 
     def next_of(self, verbs: frozenset[str]) -> Command | None:
-        """The first complete command of these, whatever stands before it: what stands around it stays."""
-        start = 0
-        while (end := self.pending.find(b"\n", start)) >= 0:
-            found = read_line(self.pending[start:end])
+        """The first complete command of these, whatever stands before it: what stands around it stays. They are always
+        the same ones: a line that is none of them is not looked at again."""
+        while (end := self.pending.find(b"\n", self._looked)) >= 0:
+            found = read_line(self.pending[self._looked : end])
             if isinstance(found, Command) and found.verb in verbs:
-                self.pending = self.pending[:start] + self.pending[end + 1 :]
+                self._take(self._looked, end)
                 return found
-            start = end + 1
+            self._looked = end + 1
         return None
+
+    def _take(self, start: int, end: int) -> None:
+        """Out of what is pending: a line and its LF."""
+        self.pending = self.pending[:start] + self.pending[end + 1 :]
+        self.lines -= 1
+
+    def clear(self) -> None:
+        self.pending, self.lines, self._looked = b"", 0, 0
 
 
 def read_line(line: bytes) -> Command | Malformed:
@@ -90,9 +112,7 @@ def read_line(line: bytes) -> Command | Malformed:
 
 def redacted(pending: bytes) -> bytes:
     """The same input without what a password could be: with it, PASS is refused, and nothing else differs."""
-    return b"\n".join(
-        _SECRET if _plain(line)[: len(_SECRET)].upper() == _SECRET else line for line in pending.split(b"\n")
-    )
+    return _SECRET_LINE.sub(_SECRET, pending)
 
 
 def _plain(line: bytes) -> bytes:

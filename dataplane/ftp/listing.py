@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import fnmatch
-import itertools
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,6 +21,12 @@ FACTS = ("type", "size", "modify", "perm")
 _HALF_A_YEAR = 182 * 86_400
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _GLOB = frozenset("*?[")
+LIMIT_PATTERN, LIMIT_STARS = 255, 16
+"""Characters of a pattern, and how many of them may be `*`: compiling it takes a millisecond then, and not 30."""
+
+
+LIMIT_LOOKED = 100
+"""Entries that are looked at in one turn of the loop, whether they are listed or not."""
 
 
 def time_val(mtime_ns: int) -> str:
@@ -57,24 +63,37 @@ def is_pattern(name: str) -> bool:
     return not _GLOB.isdisjoint(name)
 
 
+def is_affordable(pattern: str) -> bool:
+    """Is it short enough to be compiled on the event loop?"""
+    return len(pattern) <= LIMIT_PATTERN and pattern.count("*") <= LIMIT_STARS
+
+
+def matcher(pattern: str) -> re.Pattern[str] | None:
+    """Of names; None for an empty pattern: any name. Once per listing: `fnmatch` itself would keep every pattern that
+    a client has thought of."""
+    return re.compile(fnmatch.translate(pattern)) if pattern else None
+
+
 def chunk(
     verb: str,
     folder: str,
     names: Sequence[str],
     find: Callable[[str], Entry | None],
     *,
-    pattern: str,
+    pattern: re.Pattern[str] | None,
     after: str,
     wanted: Sequence[str],
     now: float,
     least: int,
 ) -> tuple[bytes, str | None]:
-    """Lines of entries after the name `after`, until they are `least` bytes. Returns them and the last name; None when
-    nothing follows. `names` are sorted; `find` tells of a path what is there."""
+    """Lines of entries after the name `after`, until they are `least` bytes or `LIMIT_LOOKED` were looked at. Returns
+    them and the last name that was; None when nothing follows. `names` are sorted; `find` tells of a path what is
+    there."""
     text: list[bytes] = []
-    size = 0
-    for name in itertools.islice(names, bisect.bisect_right(names, after), None):
-        if pattern and not fnmatch.fnmatchcase(name, pattern):
+    size, begin = 0, bisect.bisect_right(names, after)
+    end = begin + LIMIT_LOOKED
+    for name in names[begin:end]:
+        if pattern is not None and not pattern.match(name):
             continue
         entry = find(paths.child(folder, name))
         if entry is None:
@@ -83,4 +102,4 @@ def chunk(
         size += len(text[-1])
         if size >= least:
             return b"".join(text), name
-    return b"".join(text), None
+    return b"".join(text), names[end - 1] if end < len(names) else None

@@ -10,13 +10,17 @@ import os
 import posixpath
 
 from dataplane.names import bytes_of
+from dataplane.objects import LIMIT_SEGMENTS
 
 LIMIT_PATH = 4096
 
 
 def resolve(folder: str, argument: str) -> str | None:
     """The path that `argument` means in `folder`, absolute and without `.` and `..`; None when it cannot be one."""
-    path = "/" + posixpath.normpath("/" + posixpath.join(folder, argument)).lstrip("/")
+    named = posixpath.join(folder, argument)
+    if named.count("/") > LIMIT_SEGMENTS:
+        return None
+    path = "/" + posixpath.normpath("/" + named).lstrip("/")
     return path if len(path.encode("utf-8", "replace")) <= LIMIT_PATH and "\0" not in path else None
 
 

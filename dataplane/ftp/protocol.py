@@ -11,7 +11,6 @@ Of the queue of commands only ABOR and STAT are looked at during a transfer (RFC
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import time
@@ -20,9 +19,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from dataplane.ftp import passwords, paths
+from dataplane.ftp import paths
 from dataplane.ftp import session as session_
-from dataplane.ftp.command import LIMIT_PENDING, Command, Malformed, Reader, redacted
+from dataplane.ftp.command import LIMIT_LINES, LIMIT_PENDING, Command, Malformed, Reader, redacted
+from dataplane.ftp.doorkeeper import Doorkeeper
 from dataplane.ftp.reply import reply
 from dataplane.ftp.session import Facts, Session, Transfer
 from dataplane.ftp.transfer import NAME as DATA_NAME
@@ -42,6 +42,8 @@ DATA_SECONDS, HEIR_DATA_SECONDS = 30.0, 5.0
 have connected there in the last moments, so that no checkpoint knows of it: it will not connect again."""
 _ACTIVE_PORT = 20
 _URGENT = frozenset(("ABOR", "STAT"))
+_TURN = 8
+"""Commands that are carried out in one turn of the loop: others' connections wait for it. STAT of a folder ends it."""
 _UNPROVEN = b"PASS \r\n"
 
 _log = logging.getLogger(__name__)
@@ -66,9 +68,11 @@ class FtpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 class FtpApplication(Application):
     name = NAME
+    read_bytes = 4 * 1024
 
-    def __init__(self, root: DocumentRoot, limits: Serving) -> None:
+    def __init__(self, root: DocumentRoot, limits: Serving, doorkeeper: Doorkeeper) -> None:
         self._root = root
+        self._doorkeeper = doorkeeper
         self._tree = Tree(root.root)
         self._limits = limits
         self._stream: Stream | None = None
@@ -87,6 +91,7 @@ class FtpApplication(Application):
         self._running = False
         self._leaving = False
         self._proving = self._input_ended = self._working = False
+        self._next_turn: Timer | None = None
         self._waiting: Timer | None = None
         self._heard = 0.0
         self._taken: FtpSection | None = None
@@ -112,6 +117,8 @@ class FtpApplication(Application):
         """Close once all data connections have come to their end: with the control connection they would be reset."""
         self._leaving = True
         self._drop_awaited()
+        if self._stream is not None:
+            self._stream.hold_input(False)
         if not self._running:
             self._over()
             self._drop_data(at_once=True)
@@ -136,31 +143,55 @@ class FtpApplication(Application):
             return
         self._reader.feed(data)
         self._work()
-        if self._reader.crowded and self._stream is not None and not self._leaving:
-            self._reader.pending = b""
-            self._say(reply(421, "Too many commands ahead: goodbye."))
-            self._leave()
 
     def _work(self) -> None:
-        """Carry out every command that is complete, as far as there is room for replies."""
-        if self._working:
+        """Carry out some of the commands that are complete, as far as there is room for replies; then the next ones.
+        Meanwhile the client's further input waits, but not during a transfer: there may be an ABOR in it."""
+        if self._working or self._next_turn is not None:
             return
         self._working = True
         try:
-            while self._stream is not None and not self._leaving and self._stream.has_room():
-                command: Command | Malformed | None = None
-                if self._transfer is not None:
-                    command = self._reader.next_of(_URGENT)
-                elif not self._proving:
-                    command = self._reader.next()
-                if command is None:
-                    break
-                self._take(command)
+            more = self._take_turn()
         finally:
             self._working = False
-        busy = self._transfer is not None or self._proving or b"\n" in self._reader.pending
-        if self._input_ended and not busy and not self._leaving:
+        stream = self._stream
+        if stream is None or self._leaving:
+            return
+        if self._crowded:
+            self._reader.clear()
+            self._say(reply(421, "Too many commands ahead: goodbye."))
             self._leave()
+            return
+        if more:
+            self._next_turn = stream.call_later(0, self._go_on)
+        stream.hold_input(self._reader.lines > 0 and self._transfer is None)
+        if self._input_ended and not (self._transfer is not None or self._proving or self._reader.lines):
+            self._leave()
+
+    def _go_on(self) -> None:
+        self._next_turn = None
+        self._work()
+
+    @property
+    def _crowded(self) -> bool:
+        return self._reader.crowded or (self._transfer is not None and self._reader.lines > LIMIT_LINES)
+
+    def _take_turn(self) -> bool:
+        """May there be more to do? No: only once something has happened."""
+        for _ in range(_TURN):
+            if self._stream is None or self._leaving or self._crowded or not self._stream.has_room():
+                return False
+            command: Command | Malformed | None = None
+            if self._transfer is not None:
+                command = self._reader.next_of(_URGENT)
+            elif not self._proving:
+                command = self._reader.next()
+            if command is None:
+                return False
+            self._take(command)
+            if isinstance(command, Command) and command.verb == "STAT":
+                break
+        return True
 
     def _say(self, data: bytes) -> None:
         if self._stream is not None and data:
@@ -213,15 +244,15 @@ class FtpApplication(Application):
 
     # --- users ---
     def _prove(self, login: session_.Login) -> None:
-        known = {user.name: user.password for user in self._limits.ftp.users}
         self._proving = True
-        task = functools.partial(passwords.proves, login.password, known.get(login.user))
-        asyncio.get_running_loop().run_in_executor(None, task).add_done_callback(self._proven)
+        if not self._doorkeeper.ask(login.user, login.password, self._proven):
+            self._proving = False
+            self._say(reply(421, "Too many passwords are being proven: try again later."))
+            self._leave()
 
-    def _proven(self, done: asyncio.Future[bool]) -> None:
+    def _proven(self, proven: bool) -> None:
         self._proving = False
         if self._stream is not None and not self._leaving:
-            proven = not done.cancelled() and done.exception() is None and done.result()
             self._decided(session_.logged_in(self._session, proven))
             self._work()
 
@@ -293,7 +324,7 @@ class FtpApplication(Application):
             self._stream.close()
 
     def _drop_awaited(self) -> None:
-        awaited, self._awaited, self._passive = self._awaited, None, 0
+        awaited, self._awaited, self._passive, self._inherited = self._awaited, None, 0, False
         if awaited is not None:
             awaited.close()
 
@@ -358,6 +389,8 @@ class FtpApplication(Application):
                     raise ObjectMissing(f"{transfer.path} has become shorter")
             elif transfer.verb in session_.UPLOADS:
                 upload = self._upload(transfer, data)
+            elif not self._tree.has_folder(transfer.path):
+                raise ObjectMissing(f"{transfer.path} is gone")
         except (ObjectMissing, OSError) as error:
             sentence = error.strerror or "it fails" if isinstance(error, OSError) else "it is not there any more"
             self._give_up(reply(550, f"{transfer.path}: {sentence}"))
@@ -417,10 +450,10 @@ class FtpApplication(Application):
         )
 
     @classmethod
-    def unready(cls, root: DocumentRoot, block: DataBlock, limits: Serving) -> FtpApplication:
+    def unready(cls, root: DocumentRoot, block: DataBlock, limits: Serving, doorkeeper: Doorkeeper) -> FtpApplication:
         """From a checkpoint (claim 14)."""
         section = block.section(NAME, FtpSection)
-        application = cls(root, limits)
+        application = cls(root, limits, doorkeeper)
         application._taken = section
         application._reader.feed(section.pending)
         application._session, application._count = section.session, section.count
@@ -454,13 +487,14 @@ class FtpApplication(Application):
 
 def kind(limits: Serving) -> ApplicationKind:
     """The protocol with these limits and users."""
+    doorkeeper = Doorkeeper(limits.ftp)
 
     def data(root: DocumentRoot, block: DataBlock) -> FtpData:
         return FtpData.made_of(block, Tree(root.root), limits)
 
     return ApplicationKind(
         NAME,
-        functools.partial(FtpApplication, limits=limits),
-        functools.partial(FtpApplication.unready, limits=limits),
+        functools.partial(FtpApplication, limits=limits, doorkeeper=doorkeeper),
+        functools.partial(FtpApplication.unready, limits=limits, doorkeeper=doorkeeper),
         (PartKind(DATA_NAME, data),),
     )

@@ -21,7 +21,7 @@ from state.datablock import UInt63
 
 LIMIT_FAILURES = 3
 """Wrong passwords of one connection (RFC 2577 section 5)."""
-LIMIT_STAT_BYTES, LIMIT_STAT_NAMES = 6 * 1024, 256
+LIMIT_STAT_BYTES, LIMIT_STAT_NAMES = 6 * 1024, listing.LIMIT_LOOKED
 """Of a listing that goes over the control connection."""
 ANONYMOUS = ("anonymous", "ftp")
 GREETING = reply(220, "takeover FTP server ready.")
@@ -36,7 +36,7 @@ _FEATURES = (
     "EPRT",
     "EPSV",
     "MDTM",
-    "MLST type*;size*;modify*;perm*;",
+    "MLST {}",
     "PASV",
     "REST STREAM",
     "SIZE",
@@ -128,7 +128,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a decision may ask for. `find` and `names` are those of `tree.Tree`."""
+    """What a decision may ask for. `find` and `names` are those of `tree.Tree`; `names` raises `OSError`."""
 
     client: str
     vip: str
@@ -265,7 +265,9 @@ def _syst(command: Command, session: Session, facts: Facts) -> Decision:
 
 
 def _feat(command: Command, session: Session, facts: Facts) -> Decision:
-    return Decision(session, lines(211, "Features:", _FEATURES, "End"))
+    """RFC 3659 section 7.8: facts with an asterisk are those that are said."""
+    facts_said = "".join(f"{fact}{'*' if fact in session.facts else ''};" for fact in listing.FACTS)
+    return Decision(session, lines(211, "Features:", [one.format(facts_said) for one in _FEATURES], "End"))
 
 
 def _help(command: Command, session: Session, facts: Facts) -> Decision:
@@ -363,9 +365,20 @@ def _store(command: Command, session: Session, facts: Facts) -> Decision:
 
 def _list(command: Command, session: Session, facts: Facts) -> Decision:
     found = _listed(command, session, facts)
-    if found is None or (command.verb == "MLSD" and (found.pattern or not _is_folder(found.path, facts))):
-        return Decision(session, reply(501 if command.verb == "MLSD" else 550, "There is no such folder."))
+    if found is None:
+        return Decision(session, reply(550, "There is no such folder."))
     return Decision(session, action=Begin(found))
+
+
+def _mlsd(command: Command, session: Session, facts: Facts) -> Decision:
+    """RFC 3659 section 7.2.1: what is no folder is 501, what is not there 550."""
+    path = paths.resolve(session.folder, command.argument)
+    entry = facts.find(path) if path is not None else None
+    if entry is None:
+        return Decision(session, reply(550, "There is no such folder."))
+    if not entry.folder:
+        return Decision(session, reply(501, "This is no folder."))
+    return Decision(session, action=Begin(Transfer("MLSD", entry.path, facts=session.facts)))
 
 
 def _listed(command: Command, session: Session, facts: Facts) -> Transfer | None:
@@ -374,8 +387,6 @@ def _listed(command: Command, session: Session, facts: Facts) -> Transfer | None
     while words.startswith("-"):  # as clients give to `ls`
         words = words.partition(" ")[2].lstrip()
     verb: Literal["LIST", "NLST", "MLSD"] = "NLST" if command.verb == "NLST" else "LIST"
-    if command.verb == "MLSD":
-        verb, words = "MLSD", command.argument
     path = paths.resolve(session.folder, words)
     if path is None:
         return None
@@ -383,7 +394,8 @@ def _listed(command: Command, session: Session, facts: Facts) -> Transfer | None
     if entry is not None and entry.folder:
         return Transfer(verb, path, facts=session.facts)
     folder, name = paths.parent(path)
-    if entry is None and not (listing.is_pattern(name) and _is_folder(folder, facts)):
+    known = listing.is_pattern(name) and listing.is_affordable(name) and _is_folder(folder, facts)
+    if entry is None and not known:
         return None
     return Transfer(verb, folder, pattern=name if entry is None else _literally(name), facts=session.facts)
 
@@ -413,13 +425,16 @@ def _stat(command: Command, session: Session, facts: Facts) -> Decision:
     found = _listed(command, session, facts)
     if found is None:
         return Decision(session, reply(450, "There is no such file or folder."))
-    names = facts.names(found.path, LIMIT_STAT_NAMES + 1)
+    try:
+        names = facts.names(found.path, LIMIT_STAT_NAMES + 1)
+    except OSError as error:
+        return Decision(session, reply(450, f"{found.path} cannot be read: {error.strerror or 'it fails'}"))
     text, last = listing.chunk(
         "LIST",
         found.path,
         names[:LIMIT_STAT_NAMES],
         facts.find,
-        pattern=found.pattern,
+        pattern=listing.matcher(found.pattern),
         after="",
         wanted=session.facts,
         now=facts.now,
@@ -458,7 +473,7 @@ _HANDLERS: dict[str, Callable[[Command, Session, Facts], Decision]] = {
     "HELP": _help,
     "LIST": _list,
     "MDTM": _mdtm,
-    "MLSD": _list,
+    "MLSD": _mlsd,
     "MLST": _mlst,
     "MODE": _only("S", "BC", "Bytes go as they are, and the end is the end."),
     "NLST": _list,

@@ -8,6 +8,7 @@ in checkpoints: an upload does not survive its server, and its client is told so
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Annotated, Literal, Protocol
 
@@ -19,8 +20,8 @@ from dataplane.ftp.reply import reply
 from dataplane.ftp.session import Path, Transfer
 from dataplane.ftp.tree import Tree
 from dataplane.ftp.upload import Upload
-from dataplane.objects import OpenObject
-from dataplane.stack import Application, Stream
+from dataplane.objects import OBJECT_MISSING, OpenObject
+from dataplane.stack import Application, Stream, Timer
 from state.configuration import Serving
 from state.datablock import DataBlock
 
@@ -69,6 +70,8 @@ class FtpData(Application):
         self._listed: Transfer | None = None
         self._after = ""
         self._names: list[str] | None = None
+        self._pattern: re.Pattern[str] | None = None
+        self._next_turn: Timer | None = None
         self._upload: Upload | None = None
         self._early = b""
         self._received = 0
@@ -90,7 +93,7 @@ class FtpData(Application):
         if self.state == "listing":
             assert self._listed is not None
             self._watch()
-            self._read_names(self._listed.path)
+            self._read_names(self._listed)
         elif self.state in ("file", "listed"):
             self._watch()
             self._finish_when_drained()
@@ -142,17 +145,25 @@ class FtpData(Application):
         self._watch()
         assert self._stream is not None
         self._stream.changed()
-        self._read_names(transfer.path)
+        self._read_names(transfer)
 
-    def _read_names(self, folder: str) -> None:
+    def _read_names(self, transfer: Transfer) -> None:
         """On a thread: a folder may have very many."""
-        names = asyncio.get_running_loop().run_in_executor(None, self._tree.names, folder)
+        self._pattern = listing.matcher(transfer.pattern)
+        names = asyncio.get_running_loop().run_in_executor(None, self._tree.names, transfer.path)
         names.add_done_callback(self._names_read)
 
     def _names_read(self, done: asyncio.Future[list[str]]) -> None:
-        self._names = [] if done.cancelled() or done.exception() is not None else done.result()
-        if self._stream is not None and self.state == "listing":
-            self._go_on_listing()
+        if self._stream is None or self.state != "listing":
+            return
+        assert self._listed is not None
+        error = done.exception() if not done.cancelled() else OSError("the server ends")
+        if error is not None:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else "it fails"
+            self._finish(reply(451, f"{self._listed.path} cannot be read: {why}"))
+            return
+        self._names = done.result()
+        self._go_on_listing()
 
     def drained(self) -> None:
         if self.state == "listing":
@@ -168,25 +179,32 @@ class FtpData(Application):
     def _go_on_listing(self) -> None:
         stream, transfer = self._stream, self._listed
         assert stream is not None and transfer is not None
-        while self.state == "listing" and self._names is not None and stream.has_room():
+        if self._next_turn is None and self._names is not None and stream.has_room():
             text, last = listing.chunk(
                 transfer.verb,
                 transfer.path,
                 self._names,
                 self._tree.find,
-                pattern=transfer.pattern,
+                pattern=self._pattern,
                 after=self._after,
                 wanted=transfer.facts,
                 now=time.time(),
                 least=_CHUNK,
             )
-            stream.write(text)
+            if text:
+                stream.write(text)
             if last is None:
                 self.state, self._names = "listed", None
             else:
-                self._after = last
+                self._after, self._next_turn = last, stream.call_later(0, self._turn)
         if self.state == "listed":
             self._finish_when_drained()
+
+    def _turn(self) -> None:
+        """Other connections had theirs meanwhile."""
+        self._next_turn = None
+        if self._stream is not None and self.state == "listing":
+            self._go_on_listing()
 
     # --- receiving ---
     def receive(self, upload: Upload) -> None:
@@ -274,4 +292,6 @@ class FtpData(Application):
         return data
 
     def obstacle(self) -> str | None:
+        if self.state == "listing" and self._listed is not None and not self._tree.has_folder(self._listed.path):
+            return OBJECT_MISSING
         return UPLOAD_LOST if self.state in ("early", "storing") else None

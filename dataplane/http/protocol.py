@@ -34,8 +34,8 @@ from state.configuration import LIMIT_HEADER_BYTES, Serving
 from state.datablock import DataBlock
 
 NAME = "http/1.1"
-_LIMIT_AHEAD = 16
-"""Responses planned and not yet sent: further requests wait."""
+_LIMIT_AHEAD = 8
+"""Responses planned and not yet sent: further requests wait, and then further input does, at the client."""
 
 
 class HttpSection(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -62,6 +62,7 @@ class _Waits(enum.Enum):
 
 class HttpApplication(Application):
     name = NAME
+    read_bytes = LIMIT_HEADER_BYTES
 
     def __init__(
         self, root: DocumentRoot, limits: Serving | None = None, clock: Callable[[], float] = time.time
@@ -133,7 +134,7 @@ class HttpApplication(Application):
         if data:
             self._parser.receive_data(data)
         self._work()
-        if not self._ended and len(self._unread) > 2 * LIMIT_HEADER_BYTES:
+        if not self._ended and len(self._unread) > 2 * LIMIT_HEADER_BYTES:  # read although it was held: handed over
             self._refuse(431, "too many requests ahead")
 
     def input_ended(self) -> None:
@@ -225,6 +226,8 @@ class HttpApplication(Application):
                 self._close()
             else:  # NEED_DATA or PAUSED
                 break
+        if self._stream is not None and not self._ended:
+            self._stream.hold_input(self._blocked and bool(self._unread))
         self._watch()
 
     def _asked(self, request: h11.Request, size: int) -> None:
@@ -297,12 +300,16 @@ class HttpApplication(Application):
             return
         stream.write(literal)
         if self._parser.our_state is h11.DONE and self._parser.their_state is h11.DONE:
-            if self._parser.trailing_data == (b"", False):
-                self._h11 = None
-            else:
-                self._parser.start_next_cycle()
+            self._next_request()
         else:
             self._close()
+
+    def _next_request(self) -> None:
+        """Empty lines before it are no error (RFC 9112 section 2.2)."""
+        rest, ended = self._parser.trailing_data
+        self._pending, self._h11 = bytes(rest).lstrip(b"\r\n"), None
+        if ended:
+            self._parser.receive_data(b"")
 
     def _head(self, answer: semantics.Answer, length: int, *, last: bool) -> bytes:
         """The response's header; h11 then takes the message as sent."""
@@ -331,6 +338,7 @@ class HttpApplication(Application):
     def _close(self) -> None:
         self._ended = True
         if self._stream is not None:
+            self._stream.hold_input(False)
             self._stream.close()
             self._watch()
 

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dataplane.rtp.media import MediaRefused, Read
+from dataplane.rtp.media import MediaRefused, Read, silences
 from dataplane.rtp.packet import CLOCK_RATE
 
 PAYLOAD_TYPE = 96
@@ -200,6 +200,7 @@ class ByteStreamH264:
         self._entries = array("I")
         """Packets at which a decoder may begin."""
         self._count = 0
+        self.silences: list[int] = []
 
     @classmethod
     def index(cls, read: Read, size: int) -> ByteStreamH264:
@@ -240,6 +241,7 @@ class ByteStreamH264:
                 self._add(offset, length, head[0])
         self._count += has_slice
         self._pictures.append(self._count)
+        self.silences = silences(self)
 
     def _add(self, offset: int, length: int, head: int) -> None:
         if length <= LARGEST_PAYLOAD:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from dataplane.rtp.packet import CLOCK_RATE
 from state.errors import PeerError
 
 Read = Callable[[int, int], bytes]
 """`read(offset, length)` of the file's bytes; fewer at its end."""
+SILENCE_TICKS = 5 * CLOCK_RATE
+"""Whoever does something at such intervals (`plan`) must know where there was nothing for longer."""
 
 
 class MediaRefused(PeerError):
@@ -27,6 +30,8 @@ class Media(Protocol):
     payload_type: int
     parameters: str
     """SDP's `fmtp` parameters, or empty."""
+    silences: list[int]
+    """Packets that come more than `SILENCE_TICKS` after the one before, in order: most files have none."""
 
     @property
     def packets(self) -> int: ...
@@ -48,3 +53,14 @@ class Media(Protocol):
 
     def payload(self, packet: int, read: Read) -> bytes:
         """The payload. Shorter than planned only if the file has changed meanwhile."""
+
+
+def silences(media: Media) -> list[int]:
+    """What `Media.silences` is to be. It looks at the whole file: it is for the thread that makes the table."""
+    found: list[int] = []
+    packet = 0
+    while (after := media.due(media.ticks(packet) + SILENCE_TICKS)) < media.packets:
+        if media.ticks(after) - media.ticks(after - 1) > SILENCE_TICKS:
+            found.append(after)
+        packet = after
+    return found

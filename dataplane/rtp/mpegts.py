@@ -16,7 +16,7 @@ from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from dataplane.rtp.media import MediaRefused, Read
+from dataplane.rtp.media import MediaRefused, Read, silences
 
 PACKET_BYTES = 188
 PER_RTP = 7
@@ -162,6 +162,7 @@ class TransportStream:
         self._entries = array("Q", entries)
         self._size = offsets[-1]
         self.packets = -(-self._size // PAYLOAD_BYTES)
+        self.silences = silences(self)
 
     @classmethod
     def index(cls, read: Read, size: int) -> TransportStream:

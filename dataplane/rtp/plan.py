@@ -6,7 +6,8 @@ where RTP travels inside the RTSP connection (RFC 2326 section 10.12), the very 
 numbers and timestamps, and regenerates interleaved bytes that only the dead server had.
 
 Sender reports are part of the plan: before the first packet and then before the first packet of every five seconds of
-media, with the wall-clock time at which that packet is due. After the last packet comes a BYE.
+media, with the wall-clock time at which that packet is due. After the last packet comes a BYE. Where they stand is
+computed when it is asked for: a film has thousands of them, and the event loop that makes a plan must not wait.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import msgspec
 from msgspec import Meta
 
 from dataplane.rtp import rtcp
-from dataplane.rtp.media import Media, Read
+from dataplane.rtp.media import SILENCE_TICKS, Media, Read
 from dataplane.rtp.packet import CLOCK_RATE, HEADER_BYTES, header
 from state.datablock import UInt32, UInt63
 from state.errors import CheckpointRefused
 
-REPORT_TICKS = 5 * CLOCK_RATE
+REPORT_TICKS = SILENCE_TICKS
 """RFC 3550 section 6.2: five seconds are the shortest interval that is recommended."""
 _SECOND_NS = 1_000_000_000
 _FRAME = 4
@@ -61,18 +62,7 @@ class Plan:
         self._began = media.ticks(playing.start)
         self.duration = media.ticks(playing.stop) - self._began
         """Ticks."""
-        self._reports = self._places_of_reports()
-
-    def _places_of_reports(self) -> list[int]:
-        """Numbers of the packets that a report precedes."""
-        places: list[int] = []
-        while not places or places[-1] < self.count:
-            begin = self.ticks(places[-1]) // REPORT_TICKS * REPORT_TICKS + REPORT_TICKS if places else 0
-            place = self.due(begin - 1) if places else 0
-            if place >= self.count:
-                break
-            places.append(place)
-        return places
+        self._left_out: list[tuple[int, int]] | None = None
 
     # --- when ---
     def ticks(self, packet: int) -> int:
@@ -114,10 +104,29 @@ class Plan:
 
     def has_report(self, packet: int) -> bool:
         """Does a report go before this packet? Number `count` stands for the end: its report has the BYE."""
-        if packet == self.count:
-            return True
-        at = bisect_left(self._reports, packet)
-        return at < len(self._reports) and self._reports[at] == packet
+        return packet in (0, self.count) or self._interval(packet) > self._interval(packet - 1)
+
+    def reports_before(self, packet: int) -> int:
+        """How many reports go before the packets below this number."""
+        if not packet:
+            return 0
+        silences = self._reports_left_out()
+        before = bisect_left(silences, packet, key=lambda silence: silence[0])
+        return self._interval(packet - 1) + 1 - (silences[before - 1][1] if before else 0)
+
+    def _interval(self, packet: int) -> int:
+        return self.ticks(packet) // REPORT_TICKS
+
+    def _reports_left_out(self) -> list[tuple[int, int]]:
+        """(packet, how many intervals before it had no packet, and so no report): only a silence can be so long."""
+        if self._left_out is None:
+            self._left_out, silences, start = [], self.media.silences, self.playing.start
+            left_out = 0
+            for number in silences[bisect_right(silences, start) : bisect_left(silences, self.playing.stop)]:
+                packet = number - start
+                left_out += self._interval(packet) - self._interval(packet - 1) - 1
+                self._left_out.append((packet, left_out))
+        return self._left_out
 
     def report(self, packet: int) -> bytes:
         """The compound RTCP packet that goes before a packet that `has_report`, or that tells a newcomer of now."""
@@ -162,7 +171,7 @@ class Interleaved:
     def offset_of(self, group: int) -> int:
         """Where a group begins."""
         plan = self.plan
-        reports = bisect_left(plan._reports, group)
+        reports = plan.reports_before(group)
         _, octets = plan.sent_before(group)
         return octets - plan.playing.octets + group * (_FRAME + HEADER_BYTES) + reports * self._report_bytes
 

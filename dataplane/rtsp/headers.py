@@ -22,7 +22,8 @@ _SPECS = {"RTP/AVP": "udp", "RTP/AVP/UDP": "udp", "RTP/AVP/TCP": "tcp"}
 
 @dataclass(frozen=True)
 class Target:
-    """What a URL names: an object by its identifier, and whether it is its only stream that is meant (`/trackID=0`)."""
+    """What a URL names: an object by its identifier, and whether it is its only stream that is meant (`/trackID=0`).
+    Every file has one identifier: empty and `.` segments are left out."""
 
     identifier: str
     track: bool
@@ -42,8 +43,10 @@ def target(url: str) -> Target:
         raise RtspError(400, "the URL cannot be understood") from None
     if parts.scheme not in ("rtsp", "") or not identifier.startswith("/"):
         raise RtspError(400, "the URL is not rtsp://HOST/PATH")
-    if "\0" in identifier or ".." in identifier.split("/"):
+    segments = identifier.split("/")
+    if "\0" in identifier or ".." in segments:
         raise RtspError(400, "the URL's path is not a file's")
+    identifier = "/" + "/".join(segment for segment in segments if segment not in ("", "."))
     base = f"{parts.scheme}://{parts.netloc}{path}" if parts.scheme else path
     return Target(identifier, track, base)
 

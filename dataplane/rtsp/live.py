@@ -6,8 +6,11 @@ checkpoint.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+
+import msgspec
 
 from dataplane.objects import OpenObject
 from dataplane.rtp.media import Media
@@ -31,7 +34,8 @@ from state.errors import TakeoverError
 class LiveSession:
     """One session. `media` is None until the file's table is there; before that nothing can be sent.
 
-    `finished` is called when a plan was sent to its end; the session is *ready* then.
+    `changed` is called when the session becomes another by itself: when a plan was sent to its end, the session is
+    *ready* then; or when the digest of its file is known.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class LiveSession:
         session: Session,
         opened: OpenObject,
         media: Media | None = None,
-        finished: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.session = session
         self.opened = opened
@@ -51,9 +55,11 @@ class LiveSession:
         """The client's last word."""
         self.sender: UdpSender | InterleavedSender | None = None
         self._station = station
-        self._told = finished
+        self._changed = changed
         self._ports: tuple[Datagrams, Datagrams] | None = None
         self._outlet: Outlet | None = None
+        if not opened.ref.digest:
+            opened.digest_known.append(lambda old, new: changed())
 
     @property
     def interleaved(self) -> InterleavedSender | None:
@@ -65,9 +71,19 @@ class LiveSession:
         """Packets of the plan."""
         return self.sender.sent if self.sender is not None else 0
 
+    @property
+    def on_air(self) -> UdpSender | None:
+        """What is sent to the group that the session's client was told."""
+        way = self.session.way
+        return self._station.on_air.get((self.opened, way.address)) if way.kind == "multicast" else None
+
     def snapshot(self) -> Session:
-        """The session as it is now, with its clock, for a checkpoint."""
-        return session_.at(self.session, max(0, self.clock.now_ns)) if self.session.active else self.session
+        """The session as it is now, with its clock, for a checkpoint; and with the digest that makes two copies of its
+        file the same, as soon as it is known here."""
+        session, ref = self.session, self.opened.ref
+        if ref.digest and ref != session.object:
+            session = msgspec.structs.replace(session, object=ref)
+        return session_.at(session, max(0, self.clock.now_ns)) if session.active else session
 
     # --- sockets ---
     def open_ports(self, stream: Stream, way: Way) -> None:
@@ -135,28 +151,27 @@ class LiveSession:
     def _send(self, stream: Stream, plan: Plan, sent: int) -> None:
         """Over UDP. Whoever comes first to a group sends for all."""
         assert self._ports is not None
-        sender, group = None, self.session.way.kind == "multicast"
-        if group:
-            sender = self._station.on_air.get(self.opened.version)
-        if sender is None:
-            sender = UdpSender(plan, self.clock, reader(self.opened), sent, self._over)
-            if group:
-                self._station.go_on_air(self.opened, self.session.way.address, sender)
+        station, on_air = self._station, self.on_air
+        if on_air is not None:
+            sender = on_air
+        elif self.session.way.kind == "multicast":
+            opened, group = self.opened, self.session.way.address  # this session may have others when it is over
+            over = functools.partial(station.go_off_air, opened, group)
+            sender = UdpSender(plan, self.clock, reader(opened), sent, over)
+            station.go_on_air(opened, group, sender)
+        else:
+            sender = UdpSender(plan, self.clock, reader(self.opened), sent)
         self.session = session_.joined(self.session, sender.plan.playing)
         self.sender, self.clock = sender, sender.clock
         self._outlet = Outlet(stream, *self._ports, self.finish)
         sender.join(self._outlet)
-
-    def _over(self) -> None:
-        if self.session.way.kind == "multicast":
-            self._station.go_off_air(self.opened)
 
     def finish(self) -> None:
         """The plan is at its end."""
         assert self.media is not None
         self.sender = self._outlet = None
         self.session = session_.ended(self.session, self.media)
-        self._told()
+        self._changed()
 
     def stop(self, *, goodbye: bool = False) -> None:
         """Send no more of the plan. `goodbye`: the receivers are told, if nobody else goes on."""

@@ -254,7 +254,7 @@ class RtspApplication(Application):
         self._unanswered = b""
         if live is None and after is not None:
             assert opened is not None and isinstance(found, Found)
-            live = new = LiveSession(self._station, after, opened, found.media, self._finished)
+            live = new = LiveSession(self._station, after, opened, found.media, self._changed)
         if live is not None and after is not None and not (before is not None and live.has_ports_for(after)):
             try:
                 live.open_ports(stream, after.way)
@@ -287,13 +287,12 @@ class RtspApplication(Application):
         if kind == "interleaved":
             self._start_waiting()  # from now on there is always something planned
         others = any(other.interleaved is not None for other in self._live.values())
-        joins = kind == "multicast" and live.opened.version in self._station.on_air
-        if kind == "interleaved" or others or joins:
+        if kind == "interleaved" or others or live.on_air is not None:
             live.start(self._stream, self._stream.bundle.vip)
         else:
             self._to_start.append(live)
 
-    def _finished(self) -> None:
+    def _changed(self) -> None:
         if self._stream is not None:
             self._stream.changed()
 
@@ -303,8 +302,7 @@ class RtspApplication(Application):
         sent, on_air, group = live.sent if live is not None else 0, None, None
         if opened is not None:
             group = self._station.group(opened) if ":" not in bundle.vip else None
-            sender = self._station.on_air.get(opened.version)
-            if sender is not None and live is not None and live.session.way.kind == "multicast":
+            if live is not None and (sender := live.on_air) is not None:
                 on_air, sent = (sender.plan.playing if sender is not live.sender else None), sender.sent
         taken = any(other.session.way.kind == "interleaved" for other in self._live.values() if other is not live)
         return Facts(
@@ -367,7 +365,7 @@ class RtspApplication(Application):
 
     def _prepare(self, session: Session) -> None:
         opened = self._root.open(session.object.identifier)
-        live = LiveSession(self._station, session, opened, finished=self._finished)
+        live = LiveSession(self._station, session, opened, changed=self._changed)
         self._live[session.id] = live
         self._station.table(opened, lambda made: None)
 

@@ -36,12 +36,12 @@ class Station:
     _all: ClassVar[weakref.WeakKeyDictionary[DocumentRoot, Station]] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
-        self.on_air: dict[Version, UdpSender] = {}
-        """What is sent to a multicast group now, by the file's version."""
+        self.on_air: dict[tuple[OpenObject, str], UdpSender] = {}
+        """What is sent to a multicast group now. Another name of the file is another presentation, with another group;
+        and so is another version."""
         self._tables: OrderedDict[Version, Media | MediaRefused] = OrderedDict()
         self._waiting: dict[Version, list[Told]] = {}
         self._thread = ThreadPoolExecutor(1, "media")
-        self._groups: dict[Version, str] = {}
 
     @classmethod
     def of(cls, root: DocumentRoot) -> Station:
@@ -78,21 +78,21 @@ class Station:
 
     def group(self, opened: OpenObject) -> str:
         """The multicast group of a file: of the site's own (RFC 2365), by its name, unless another has it."""
-        if opened.version in self._groups:
-            return self._groups[opened.version]
+        for playing, group in self.on_air:
+            if playing is opened:
+                return group
+        taken = {group for _, group in self.on_air}
         number = zlib.crc32(opened.ref.identifier.encode("utf-8", "surrogateescape")) & 0xFFFF
-        while (group := f"239.255.{number >> 8}.{number & 0xFF}") in self._groups.values():
+        while (group := f"239.255.{number >> 8}.{number & 0xFF}") in taken:
             number = (number + 1) & 0xFFFF
         return group
 
     def go_on_air(self, opened: OpenObject, group: str, sender: UdpSender) -> None:
         """From now until `go_off_air` this is what the group hears."""
-        self.on_air[opened.version] = sender
-        self._groups[opened.version] = group
+        self.on_air[opened, group] = sender
 
-    def go_off_air(self, opened: OpenObject) -> None:
-        self.on_air.pop(opened.version, None)
-        self._groups.pop(opened.version, None)
+    def go_off_air(self, opened: OpenObject, group: str) -> None:
+        self.on_air.pop((opened, group), None)
 
 
 def index(read: Read, size: int) -> Media:

@@ -23,7 +23,7 @@ LIMITS = Serving(header_bytes=4096, header=15_000, idle=120_000, send=300_000)
 FILM = bytes(i % 251 for i in range(3000))
 GET = b"GET /film.bin HTTP/1.1\r\nHost: vip\r\n\r\n"
 HEAD = b"HEAD /film.bin HTTP/1.1\r\nHost: vip\r\n\r\n"
-AHEAD = 16
+AHEAD = 8
 
 
 @dataclass
@@ -47,6 +47,7 @@ class RecordingStream:
         self.acknowledged = 0
         self.sent = 0
         self.room = True
+        self.held = False
         self.timers: list[RecordedTimer] = []
 
     @property
@@ -80,6 +81,9 @@ class RecordingStream:
 
     def has_room(self) -> bool:
         return self.room
+
+    def hold_input(self, held: bool) -> None:
+        self.held = held
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> RecordedTimer:
         assert not any(timer.running for timer in self.timers), "one thing is waited for at a time"

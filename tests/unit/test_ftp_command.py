@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dataplane.ftp import address, listing, passwords, paths
 from dataplane.ftp.address import AddressRefused
-from dataplane.ftp.command import LIMIT_LINE, Command, Malformed, Reader, redacted
+from dataplane.ftp.command import LIMIT_LINE, LIMIT_PENDING, Command, Malformed, Reader, _plain, redacted
 from dataplane.ftp.reply import lines, reply
 from dataplane.ftp.tree import Entry, Tree
 
@@ -87,6 +87,35 @@ def test_a_password_never_leaves_whole_or_in_part(secret: bytes, cut: int) -> No
     assert kept[6:].partition(b"\n")[0] == b"PASS "
     assert redacted(line).endswith(b"RETR pass word\r\n")
     assert redacted(b"NOOP\r\nRETR pass wor") == b"NOOP\r\nRETR pass wor"
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"PASS ", b"pA", b"Ss ", b"\xff", b"\xff\xff", b"\xf2", b"\xf4", b"\xfb", b"\r", b"\n", b"x"])
+        | st.binary(max_size=3)
+    ).map(b"".join)
+)
+def test_whatever_is_read_as_pass_is_redacted_and_nothing_else(pending: bytes) -> None:
+    """In one pass over the input: it is done at every checkpoint."""
+    assert redacted(pending).split(b"\n") == [
+        b"PASS " if _plain(line)[:5].upper() == b"PASS " else line for line in pending.split(b"\n")
+    ]
+
+
+@given(st.lists(st.binary(max_size=20) | st.just(b"A" * LIMIT_LINE), max_size=8))
+def test_a_line_that_is_cut_short_hides_from_no_limit(lines: list[bytes]) -> None:
+    """What is kept is bounded, also when the client never ends its line."""
+    reader = Reader()
+    for line in lines:
+        reader.feed(line.replace(b"\n", b"") + b"\n")
+    assert reader.lines == len(lines)
+    kept = len(reader.pending)
+    for _ in range(10):
+        reader.feed(b"B" * 4096)
+    assert len(reader.pending) == kept + LIMIT_LINE + 1
+    assert reader.crowded == (kept + LIMIT_LINE + 1 > LIMIT_PENDING)
+    reader.feed(b"\n")
+    assert reader.lines == len(lines) + 1
 
 
 # --- replies ---
@@ -191,7 +220,10 @@ def test_links_are_followed_inside_the_root_only(tmp_path: Path) -> None:
     assert entry is not None and (entry.folder, entry.size, entry.name) == (False, 5, "file")
     for path in ("/outside", "/outside/secret", "/up", "/loop", "/none", "/" + "x" * 5000):
         assert tree.find(path) is None
-    assert tree.real("/outside/new") is None and tree.names("/outside") == []
+    assert tree.real("/outside/new") is None
+    for path in ("/outside", "/none", "/folder/file"):
+        with pytest.raises(OSError):
+            tree.names(path)
 
 
 # --- listings ---
@@ -221,7 +253,7 @@ def test_a_listing_in_pieces_has_every_name_once(names: list[str], least: int, p
             "/f",
             names,
             lambda path: Entry(path, False, 0, 0),
-            pattern=pattern,
+            pattern=listing.matcher(pattern),
             after=after,
             wanted=(),
             now=0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -57,7 +59,8 @@ def code(decision: Decision) -> int:
         ("MDTM object.bin", 213), ("MDTM none", 550), ("MLST", 250), ("MLST object.bin", 250), ("MLST none", 550),
         ("REST 100", 350), ("REST -1", 501), ("REST x", 501), ("REST " + "9" * 30, 501), ("STAT folder", 213),
         ("STAT none", 450), ("RETR none", 550), ("RETR folder", 550), ("RETR", 550), ("RETR ../../etc/passwd", 550),
-        ("LIST none", 550), ("MLSD object.bin", 501), ("MLSD none", 501), ("STOR /object.bin", 550), ("STOR in/", 501),
+        ("LIST none", 550), ("MLSD object.bin", 501), ("MLSD none", 550), ("MLSD *.bin", 550),
+        ("STOR /object.bin", 550), ("STOR in/", 501),
         ("STOR", 501), ("APPE /folder/x", 550), ("STOR /in/none/x", 553), ("STOR /in/" + "x" * 300, 553),
         ("MKD x", 502), ("DELE object.bin", 502), ("AUTH TLS", 502), ("SITE CHMOD", 502), ("XYZ", 500),
         ("PORT 1,2,3,4,100,1", 504), ("PORT x", 501), ("EPRT |2|::1|2000|", 522), ("EPSV 2", 522), ("EPSV x", 501),
@@ -92,6 +95,30 @@ def test_how_it_is_answered(line: str, expected: int) -> None:
 )
 def test_what_is_to_be_done(line: str, action: object) -> None:
     assert decide(line).action == action
+
+
+@pytest.mark.parametrize("pattern", ["*" + "a" * 255, "[a-z]" * 800, "*" * 17, "a*" * 17])
+@pytest.mark.parametrize("verb", ["LIST", "NLST", "STAT"])
+def test_a_pattern_that_takes_long_to_compile_matches_nothing(
+    verb: str, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_.listing, "matcher", None)
+    assert code(decide(f"{verb} {pattern}")) == (450 if verb == "STAT" else 550)
+
+
+def test_a_pattern_is_compiled_once_and_kept_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, translate = [], fnmatch.translate
+    monkeypatch.setattr(fnmatch, "translate", lambda pattern: compiled.append(pattern) or translate(pattern))
+    kept = fnmatch._compile_pattern.cache_info().misses  # type: ignore[attr-defined]
+    assert b"file" in decide("STAT /folder/f*e").replies
+    assert compiled == ["f*e"] and fnmatch._compile_pattern.cache_info().misses == kept  # type: ignore[attr-defined]
+
+
+def test_features_say_which_facts_are_said() -> None:
+    assert b"\r\n MLST type*;size*;modify*;perm*;\r\n" in decide("FEAT").replies
+    chosen = decide("OPTS MLST size;type;").session
+    assert b"\r\n MLST type*;size*;modify;perm;\r\n" in decide("FEAT", chosen).replies
+    assert b"\r\n MLST type;size;modify;perm;\r\n" in decide("FEAT", decide("OPTS MLST").session).replies
 
 
 def test_rest_holds_for_one_transfer() -> None:

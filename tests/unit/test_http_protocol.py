@@ -13,6 +13,7 @@ from dataplane.http import HttpApplication
 from dataplane.http.protocol import HttpSection
 from dataplane.objects import DocumentRoot
 from dataplane.stack import make_block
+from state.configuration import LIMIT_HEADER_BYTES
 from state.datablock import DataBlock
 from state.errors import CheckpointRefused
 from tests.unit.builders import document_root, header, wire
@@ -235,6 +236,41 @@ def test_what_cannot_be_answered_is_refused_with_a_reason(
     if not closes:
         server.says(GET)
         assert server.responses()[1][2] == FILM
+
+
+@pytest.mark.parametrize("between", [b"\r\n", b"\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+def test_empty_lines_between_requests_are_no_error(server: Server, between: bytes, pieces: int) -> None:
+    said = between.join((b"", GET, HEAD, GET, b""))
+    for start in range(0, len(said), pieces):
+        server.says(said[start : start + pieces])
+    assert [status for status, _, _ in server.responses("GET", "HEAD")] == [200, 200, 200]
+    assert server.pending == b"" and not server.stream.closed
+    server.application.input_ended()
+    assert server.stream.closed
+
+
+def test_a_client_that_is_ahead_waits_and_is_answered(server: Server) -> None:
+    """As the stack reads: no more than `read_bytes` at once, and nothing while it is held."""
+    said, piece = GET * 1000, server.application.read_bytes
+    while said:
+        while server.stream.held:
+            server.drains()
+        server.says(said[:piece])
+        said = said[piece:]
+        assert len(server.pending) <= 2 * LIMIT_HEADER_BYTES
+        assert server.stream.held == (len(server.pending) >= len(GET))
+    while server.stream.held:
+        server.drains()
+    assert [status for status, _, _ in server.responses()] == [200] * 1000
+
+
+def test_a_client_that_is_refused_is_read_again(server: Server) -> None:
+    """What it sends is thrown away, so that it reads its answer and no RST."""
+    server.says(GET * (AHEAD + 1) + b"rubbish\r\n\r\n")
+    assert server.stream.held
+    server.drains()
+    assert server.stream.closed and not server.stream.held
 
 
 def test_too_much_input_ahead_is_refused(server: Server) -> None:

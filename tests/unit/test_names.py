@@ -71,7 +71,7 @@ def test_what_is_listed_can_be_asked_for_with_the_same_bytes(folder: Path, verb:
     while after is not None:  # the checkpoint says where a heir goes on
         after = msgspec.msgpack.decode(msgspec.msgpack.encode(after))
         text, after = listing.chunk(
-            verb, "/", names, tree.find, pattern="", after=after, wanted=listing.FACTS, now=0, least=1
+            verb, "/", names, tree.find, pattern=None, after=after, wanted=listing.FACTS, now=0, least=1
         )
         said += text
     found = said.split(b"\r\n")[:-1]

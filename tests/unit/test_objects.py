@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.objects import DocumentRoot, ObjectMissing
+from dataplane.ftp import paths
+from dataplane.ftp.tree import Tree
+from dataplane.objects import LIMIT_SEGMENTS, DocumentRoot, ObjectMissing
 from state.datablock import DataBlock, decode_header
 from state.sections import ObjectRef
 from tests.unit.builders import document_root, header
@@ -116,6 +118,23 @@ def test_an_identifier_that_no_file_can_have_is_missing(root: DocumentRoot, iden
     """It may come from another server's checkpoint."""
     with pytest.raises(ObjectMissing):
         root.open(identifier)
+
+
+@pytest.mark.parametrize("identifier", ["/a" * 2000, "/a" * 100, "/folder" * 200, "/self" * 500])
+def test_a_path_costs_few_looks_at_the_disk(
+    root: DocumentRoot, identifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may ask for many of them at once, and the event loop looks."""
+    (Path(root.root) / "folder").mkdir()
+    (Path(root.root) / "self").symlink_to(".")
+    tree, looked, lstat = Tree(root.root), [], os.lstat
+    monkeypatch.setattr(os, "lstat", lambda path, **given: looked.append(path) or lstat(path, **given))
+    with pytest.raises(ObjectMissing):
+        root.open(identifier)
+    assert tree.find(identifier) is None
+    assert len(looked) <= 2 * (root.root.count("/") + 2)
+    if identifier.count("/") > LIMIT_SEGMENTS:
+        assert tree.real(identifier) is None and paths.resolve("/", identifier) is None
 
 
 def test_whatever_is_opened_has_an_identifier_that_a_checkpoint_can_carry(root: DocumentRoot) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.rtp import RTP
 
@@ -97,6 +99,57 @@ def test_reports_come_every_five_seconds_of_media_and_tell_the_time() -> None:
     assert int.from_bytes(report[16:20], "big") == made.timestamp(with_report[3])
     assert int.from_bytes(report[20:24], "big") == with_report[3]
     assert int.from_bytes(report[24:28], "big") == with_report[3] * PAYLOAD_BYTES
+
+
+def places_of_reports(made: Plan) -> list[int]:
+    """All of them, one after another: before the first packet, then before the first of every five seconds."""
+    places: list[int] = []
+    while not places or places[-1] < made.count:
+        begin = made.ticks(places[-1]) // REPORT_TICKS * REPORT_TICKS + REPORT_TICKS if places else 0
+        place = made.due(begin - 1) if places else 0
+        if place >= made.count:
+            break
+        places.append(place)
+    return places
+
+
+_SECOND = 27_000_000
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from([188, 188 * 3, PAYLOAD_BYTES, PAYLOAD_BYTES * 9]),
+        st.sampled_from([0, _SECOND // 3, _SECOND * 4, REPORT_TICKS * 300, _SECOND * 9, _SECOND * 40]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(_STEPS, st.integers(0, 100), st.integers(0, 100))
+@example([(PAYLOAD_BYTES, _SECOND * 9), (PAYLOAD_BYTES, 0), (PAYLOAD_BYTES * 9, _SECOND * 40)], 0, 100)
+def test_reports_stand_where_they_did_also_in_films_with_long_silences(
+    steps: list[tuple[int, int]], start: int, stop: int
+) -> None:
+    """What another server's checkpoint planned must be the same here, byte for byte."""
+    offsets, times = ([0, *accumulate(column)] for column in zip(*steps, strict=True))
+    media = TransportStream(offsets, times, [])
+    stop = min(stop, media.packets)
+    made = Plan(media, Playing(7, min(start, stop), stop, 0, 0, BEGAN), "x")
+    places = places_of_reports(made)
+    assert [packet for packet in range(made.count) if made.has_report(packet)] == places
+    for packet in range(made.count + 1):
+        assert made.reports_before(packet) == sum(place < packet for place in places)
+
+
+def test_what_a_request_costs_does_not_grow_with_the_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan is made on the event loop, up to three times per request."""
+    seconds = 2 * 3600
+    film = TransportStream([n * 10**6 for n in range(seconds + 1)], [n * _SECOND for n in range(seconds + 1)], [])
+    looked, ticks = [], TransportStream.ticks
+    monkeypatch.setattr(TransportStream, "ticks", lambda self, packet: looked.append(packet) or ticks(self, packet))
+    made = Plan(film, Playing(7, 1000, film.packets, 0, 0, BEGAN), "x")
+    made.stopped(5000)
+    Interleaved(made, (0, 1))
+    assert len(looked) < 20
 
 
 def test_a_report_names_its_source_and_the_last_one_says_good_bye() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from dataplane.datagrams import UdpPart
-from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING
+from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, DocumentRoot
 from dataplane.rtp.plan import Plan, Playing
 from dataplane.rtsp import RTSP, protocol
+from dataplane.rtsp.protocol import RtspSection
 from dataplane.rtsp.sending import TICK_SECONDS, MediaClock, Outlet, UdpSender
 from dataplane.stream import ByteStream
 from state.datablock import DataBlock
@@ -381,6 +384,34 @@ def test_a_film_that_differs_or_is_not_there_ends_the_connection(tmp_path: Path)
         folder = tmp_path / name
         folder.mkdir()
         asyncio.run(resumed(folder, block, films, reason))
+
+
+def test_a_copy_of_another_time_is_the_same_film_once_its_digest_is_known(tmp_path: Path) -> None:
+    """It is learned after SETUP, and a checkpoint says so at once, by which the heir knows its own copy."""
+
+    async def owner() -> DataBlock:
+        async with player(tmp_path) as one:
+            is_set_up = threading.Event()
+            one.made.host.root._thread.submit(is_set_up.wait)  # digests come after it
+            await one.setup("RTP/AVP;unicast;client_port=50000-50001")
+            is_set_up.set()
+            while True:
+                block = one.made.host.checkpoints[-1]
+                if any(session.object.digest for session in block.section(protocol.NAME, RtspSection).sessions):
+                    return block
+                await asyncio.sleep(0)
+
+    block = asyncio.run(owner())
+    folder = tmp_path / "heir"
+    folder.mkdir()
+    with document_root(folder, film=FILM) as root:
+        os.utime(folder / "film.bin", ns=(1, 1))
+        asyncio.run(root.index())
+        assert asyncio.run(_obstacle(root, block)) is None
+
+
+async def _obstacle(root: DocumentRoot, block: DataBlock) -> str | None:
+    return RTSP.unready(root, block).obstacle()
 
 
 def _playing() -> Playing:

@@ -21,6 +21,8 @@ SECOND = 90_000
         ("rtsp://[2001:db8::1]:554/clip.ts?x#y", Target("/clip.ts", False, "rtsp://[2001:db8::1]:554/clip.ts")),
         ("rtsp://vip/%e9", Target("/\uefe9", False, "rtsp://vip/%e9")),
         ("/clip.ts", Target("/clip.ts", False, "/clip.ts")),
+        ("rtsp://vip//a/.//clip.ts", Target("/a/clip.ts", False, "rtsp://vip//a/.//clip.ts")),
+        ("rtsp://vip/%2e/clip.ts", Target("/clip.ts", False, "rtsp://vip/%2e/clip.ts")),
     ],
 )
 def test_a_url_names_an_object(url: str, meant: Target) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane import CheckpointRefused, DataBlock, ObjectByte
-from dataplane.examples.ticker import NAME, OBJECT, TICKER, Ticker, TickerSection, line, offset_of
+from dataplane.examples.ticker import (
+    NAME,
+    OBJECT,
+    PATIENCE_MILLISECONDS,
+    TICKER,
+    Ticker,
+    TickerSection,
+    line,
+    offset_of,
+)
 from dataplane.stream import ByteStream
 from state.datablock import LIMIT_BYTES
 from state.sections import STREAM, StreamSection
@@ -61,6 +71,43 @@ def test_lines_come_as_asked_for_and_then_the_end(tmp_path: Path) -> None:
     assert last.header.object == OBJECT
     assert (last.header.iss + 1 - last.header.object_first) % 2**32 == offset_of(98)
     assert last.section(NAME, TickerSection) == TickerSection(b"", 103, 103, 1)
+
+
+class FullStream:
+    """`stack.Stream` of a client that takes nothing: there is room for one line."""
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+        self.was_reset = False
+        self.waits: list[tuple[float, Callable[[], None]]] = []
+
+    def associate(self, identifier: str, offset: int = 0) -> None:
+        return
+
+    def has_room(self) -> bool:
+        return not self.said
+
+    def write(self, data: bytes) -> None:
+        self.said.append(data)
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.waits.append((seconds, callback))
+
+    def reset(self) -> None:
+        self.was_reset = True
+
+
+def test_a_client_that_takes_nothing_is_reset(tmp_path: Path) -> None:
+    with document_root(tmp_path) as root:
+        ticker, stream, seconds = Ticker(root), FullStream(), 0.0
+        ticker.opened(stream)  # type: ignore[arg-type]
+        ticker.received(b"START 0 100 1000\n")
+        while stream.waits:
+            wait, tick = stream.waits.pop()
+            seconds += wait
+            tick()
+            assert stream.was_reset == (seconds > PATIENCE_MILLISECONDS / 1000)
+    assert stream.was_reset and stream.said == [line(0)]
 
 
 @pytest.mark.parametrize(
