@@ -111,10 +111,14 @@ class Clients:
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._processes: list[subprocess.Popen[Any]] = []
+        self._watched: list[Watched] = []
         self._players: list[Player] = []
         self._takeovers = 0
 
     def end(self) -> None:
+        for watched in self._watched:
+            watched.process.kill()
+            watched.wait()  # its thread reads the pipe that is closed below
         for player in self._players:
             player.process.kill()
             player.wait()
@@ -134,6 +138,7 @@ class Clients:
     def curl(self, host: str = "c1", path: str = "/object.bin", *options: str) -> Watched:
         watched = download(self._lab, host, path, *options)
         self._processes.append(watched.process)
+        self._watched.append(watched)
         return watched
 
     def ftp(self, host: str, options: Sequence[str], *paths: str) -> Watched:
@@ -142,6 +147,7 @@ class Clients:
         pipe = subprocess.PIPE
         watched = Watched(self._lab.popen(host, command, stdout=pipe, stderr=pipe))
         self._processes.append(watched.process)
+        self._watched.append(watched)
         return watched
 
     def player(self, folder: Path, host: str, transport: str, path: str = "/clip.ts") -> Player:
