@@ -78,6 +78,7 @@ def test_a_healed_server_serves_new_connections(lab: Lab) -> None:
 @BOTH_FAMILIES
 def test_several_requests_on_one_connection_with_a_death_between(lab: Lab, vip: str) -> None:
     """The connection is idle when its server dies; the next request is answered by the backup."""
+    lab.until(lambda: lab.connections() == [], "connections of an earlier test remain")
     client = lab.popen(
         "c2",
         [
@@ -117,6 +118,7 @@ def test_several_requests_on_one_connection_with_a_death_between(lab: Lab, vip: 
 
 @BOTH_FAMILIES
 def test_the_controller_may_be_away_and_nothing_stored_is_lost(lab: Lab, object_digest: str, vip: str) -> None:
+    lab.until(lambda: lab.connections() == [], "connections of an earlier test remain")
     curl = download(lab, "c1", "/object.bin", "--limit-rate", "16M", vip=vip)
     assert curl.wait_for(16 << 20)
     before = lab.connections()
