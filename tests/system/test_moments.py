@@ -125,8 +125,8 @@ def stop(lab: Lab, client: Client) -> str:
 def test_a_request_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
     """It was acknowledged, and no process ever read it: nobody can answer it."""
     with Client(lab) as client:
-        owner = stop(lab, client)
         before = len(lab.takeovers())
+        owner = stop(lab, client)
         client.ask("/64k")
         acknowledged = time.monotonic() + 0.06  # the kernel delays its acknowledgement by 40 ms at most
         while time.monotonic() < acknowledged:
@@ -137,8 +137,8 @@ def test_a_request_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
 
 def test_a_fin_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
     with Client(lab) as client:
-        owner = stop(lab, client)
         before = len(lab.takeovers())
+        owner = stop(lab, client)
         client.sock.shutdown(socket.SHUT_WR)
         lab.until(lambda: client.state() == _FIN_WAIT_2, "nobody acknowledged the FIN")
         lab.fail(owner, how="kill")
