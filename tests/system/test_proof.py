@@ -159,7 +159,7 @@ def test_a_client_that_is_gone_says_so_and_is_counted(lab: Lab) -> None:
             client.ask("/1k")
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.sock.close()
-        lab.fail(client.owner(), how="kill")
+            lab.fail(client.owner(), how="kill")
         takeover = settled(lab, before)
         assert (takeover["resumed"], takeover["reset"]) == (0, {"client gone": 1})
 
