@@ -441,7 +441,7 @@ def test_input_that_one_has_lost_resets_all(tmp_path: Path) -> None:
         assert await scene.outcome() == (set(), dict.fromkeys(ALL, INPUT_LOST)) and scene.backup.waiting == 0
         assert all(connection.over for connection in scene.backup.adopted)
 
-    taken_over(tmp_path, three(), test, speaking=0.05)
+    taken_over(tmp_path, three(), test, speaking=0.5)
 
 
 def test_a_connection_of_no_bundle_goes_its_own_way(tmp_path: Path) -> None:
