@@ -12,6 +12,7 @@ from controller.cli import fetch
 from dataplane import DataBlock, Seq
 from dataplane.examples.ticker import line, offset_of
 from state.store import EmbeddedStore
+from tests.fate import taken_over
 from topologies import Lab
 from topologies.rtp_watcher import Player
 from topologies.watcher import Watched, download
@@ -20,7 +21,6 @@ VIP = "10.0.0.100"
 MANY = 100_000
 """Lines of a ticker that is not meant to come to its end."""
 _TRIES = 40
-_TAKEOVER_SECONDS = 10.0
 
 _PLAIN = """
 import socket, sys
@@ -113,7 +113,7 @@ class Clients:
         self._processes: list[subprocess.Popen[Any]] = []
         self._watched: list[Watched] = []
         self._players: list[Player] = []
-        self._takeovers = 0
+        self._takeovers, self._failed = 0, ""
 
     def end(self) -> None:
         for watched in self._watched:
@@ -238,16 +238,11 @@ class Clients:
 
     def fail(self, server: str, how: str = "kill") -> int:
         """Make it fail; when that was, in nanoseconds. What `takeover` then waits for is the takeover from it."""
-        self._takeovers = len(self._lab.takeovers())
+        self._takeovers, self._failed = len(self._lab.takeovers()), server
         return self._lab.fail(server, how)
 
     def takeover(self) -> dict[str, Any]:
         """The takeover since `fail`, in full, once it is done."""
-
-        def done() -> list[dict[str, Any]]:
-            return [t for t in self._lab.takeovers()[self._takeovers :] if t["state"] == "done"]
-
-        self._lab.until(done, "no takeover is done", _TAKEOVER_SECONDS)
-        (takeover,) = done()
+        takeover = taken_over(self._lab, self._takeovers, self._failed)
         found: dict[str, Any] = fetch(self._lab.api, f"/v1/takeovers/{takeover['id']}")
         return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fate import taken_over
 from tests.system.client_at_hand import Client
 from topologies import Lab
 
@@ -155,8 +156,7 @@ def test_a_half_closed_client_that_does_not_read_is_taken_over(lab: Lab, client:
         owner, before = connection["server"], len(lab.takeovers())
         assert connection["checkpoint"]["destination_address"] == source
         lab.fail(owner, how="kill")
-        lab.until(lambda: [t["state"] for t in lab.takeovers()[before:]] == ["done"], "the takeover is not done")
-        takeover = lab.takeovers()[-1]
+        takeover = taken_over(lab, before)
         assert (takeover["resumed"], takeover["reset"]) == (1, {})
         lab.heal(owner)
         told, _ = reader.communicate("\n", timeout=30)

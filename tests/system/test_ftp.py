@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from dataplane.ftp.transfer import UPLOAD_LOST
+from tests.fate import taken_over
 from topologies import Lab
 from topologies.lab import FTP_PASSWORD, FTP_USER
 
@@ -81,16 +82,11 @@ def owner(lab: Lab) -> str:
     return name
 
 
-def takeover_since(lab: Lab, before: int) -> dict[str, Any]:
-    lab.until(lambda: [t["state"] for t in lab.takeovers()[before:]] == ["done"], "the takeover is not done", 10)
-    return lab.takeovers()[-1]
-
-
 def die(lab: Lab, how: str = "kill") -> dict[str, Any]:
     """The owner does; returns when all is decided."""
     before = len(lab.takeovers())
     lab.fail(owner(lab), how)
-    return takeover_since(lab, before)
+    return taken_over(lab, before)
 
 
 def wait_for_size(lab: Lab, path: Path, size: int) -> None:
@@ -349,13 +345,13 @@ def test_the_port_that_a_client_was_told_is_open_at_the_heir(
     before = len(lab.takeovers())
     lab.fail(owner(lab), "kill")
     if waits:
-        takeover_since(lab, before)
+        taken_over(lab, before)
     assert client("connect") == ""
     assert client("say", "RETR", "object.bin").startswith("150 ")
     assert client("read", SIZE + 1) == beginning(docroot)
     client("close")
     assert client("reply").startswith("226 ")
-    takeover = takeover_since(lab, before)
+    takeover = taken_over(lab, before)
     assert (takeover["resumed"], takeover["reset"]) == (1, {})
     assert client("say", "NOOP").startswith("200 ")
 
@@ -457,9 +453,9 @@ def test_an_upload_whose_server_dies_is_reset_with_its_reason(
         client("send", 100_000)
         lab.until(lambda: uploaded(lab) == 100_000, "the upload did not arrive")
         lab.fail(owner(lab), "kill")
-        takeover_since(lab, before)
+        taken_over(lab, before)
         assert client("say", "NOOP").startswith("ConnectionResetError")
-    takeover = takeover_since(lab, before)
+    takeover = taken_over(lab, before)
     assert (takeover["resumed"], takeover["reset"]) == (0, {UPLOAD_LOST: 2})
     assert (docroot / "incoming/old.bin").read_bytes() == b"as it was"
     assert [path.name for path in (docroot / "incoming").iterdir()] == ["old.bin"]

@@ -20,7 +20,8 @@ import pytest
 
 from dataplane.backup import INPUT_LOST
 from dataplane.ftp.transfer import UPLOAD_LOST
-from tests.system.client_at_hand import by_itself, inside, rules, settled
+from tests.fate import taken_over
+from tests.system.client_at_hand import by_itself, inside, rules
 from topologies import Lab
 from topologies.lab import FTP_PASSWORD, FTP_USER
 
@@ -145,7 +146,7 @@ class Client:
         self.lab.fail(self.owner, "kill")
 
     def takeover(self) -> dict[str, Any]:
-        return settled(self.lab, self.before)
+        return taken_over(self.lab, self.before)
 
     def accepted(self) -> socket.socket | None:
         """The data connection; None if the control connection has ended before."""
@@ -396,7 +397,7 @@ def test_curl_gets_a_file_whole_although_its_server_dies_as_it_begins(
     time.sleep(random.Random(f"{vip} {seed}").random() * 0.02)
     lab.fail(owner, "kill")
     heard += curl.communicate(timeout=40)[1]
-    reset = settled(lab, before)["reset"]
+    reset = taken_over(lab, before)["reset"]
     if reset == {}:
         assert curl.returncode == 0, heard
         assert out.read_bytes() == (docroot / "object.bin").read_bytes()
@@ -422,7 +423,7 @@ def test_lftp_mirrors_a_folder_in_active_mode_through_several_deaths(lab: Lab, d
         lab.until(lambda: lab.connections(), "lftp has no connection")
         owner = str(lab.connections()[0]["server"])
         lab.fail(owner, "kill")
-        reset = settled(lab, before)["reset"]
+        reset = taken_over(lab, before)["reset"]
         assert set(reset) <= {INPUT_LOST}, reset
         lost += bool(reset)
         lab.heal(owner)

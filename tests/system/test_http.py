@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fate import taken_over
 from topologies import Lab
 from topologies.watcher import digest_of, download
 
@@ -67,10 +68,10 @@ def test_several_ranges_are_whole_and_equal_across_a_death_in_the_middle_of_a_pa
 
     disturbed = download(lab, "c1", "/object.bin", *asked)
     assert disturbed.wait_for(50_000_000 + 40_000_000)  # within the third part
-    name = owner(lab)
+    name, before = owner(lab), len(lab.takeovers())
     disturbed.fault_ns = lab.fail(name, how="kill")
     assert disturbed.wait() == 0
-    assert lab.takeovers()[-1]["resumed"] == 1
+    assert taken_over(lab, before)["resumed"] == 1
     assert disturbed.digest == digest_of(str(calm)), "the response that another server ended is the very same"
 
     with open(calm, "rb") as body, open(object_bin(lab), "rb") as original:
@@ -253,17 +254,19 @@ def test_a_server_that_is_stopped_damages_nothing(lab: Lab) -> None:
     running = download(lab, "c1", "/object.bin", "--limit-rate", "60M")
     assert running.wait_for(20_000_000)
     moved = {name, owner(lab)}
+    takeovers = []
     for server in sorted(moved):
+        before = len(lab.takeovers())
         running.fault_ns = lab.fail(server, how="stop")
         lab.until(lambda s=server: lab.server(s)["state"] == "failed", "the stop is not noticed")
         assert curl(lab, "-o", "/dev/null", "-w", _CODE, "http://vip/1k") == "200"
         assert asks() == f"200 {64 << 10}"
+        takeovers.append(taken_over(lab, before))
         lab.heal(server)
     assert running.wait() == 0
     assert running.digest == digest_of(object_bin(lab))
     assert asks() == f"200 {64 << 10}"
     idle.stdin.close()
     assert idle.wait(10) == 0
-    takeovers = [t for t in lab.takeovers() if t["from"] in moved][-len(moved) :]
     assert [t["reset"] for t in takeovers] == [{}] * len(moved)
     assert sum(t["resumed"] for t in takeovers) >= 2

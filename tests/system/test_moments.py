@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from dataplane.sequence import Seq
-from tests.system.client_at_hand import Client, by_itself, held_back, settled
+from tests.fate import decided, taken_over
+from tests.system.client_at_hand import Client, by_itself, held_back
 from topologies import Lab
 
 _MODULUS = 1 << 32
@@ -59,8 +60,8 @@ def resumed(lab: Lab, client: Client) -> str:
     """Kill the connection's server; another resumes the connection. The new owner."""
     before = len(lab.takeovers())
     dead, _ = client.killed()
-    takeover = settled(lab, before)
-    assert (takeover["from"], takeover["resumed"], takeover["reset"]) == (dead, 1, {}), takeover
+    takeover = taken_over(lab, before, dead)
+    assert (takeover["resumed"], takeover["reset"]) == (1, {}), takeover
     return str(takeover["to"])
 
 
@@ -69,7 +70,7 @@ def reset_for(lab: Lab, client: Client, since: int, when: float, reason: str) ->
     with pytest.raises(ConnectionResetError):
         client.answer()
     assert time.monotonic() - when < _RESET_LIMIT
-    takeover = settled(lab, since)
+    takeover = taken_over(lab, since)
     assert (takeover["resumed"], takeover["reset"]) == (0, {reason: 1}), takeover
 
 
@@ -146,7 +147,7 @@ def test_a_fin_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
         with pytest.raises(ConnectionResetError):
             client.sock.recv(1)
         assert time.monotonic() - when < _RESET_LIMIT
-        assert settled(lab, before)["reset"] == {"input was lost with its server": 1}
+        assert taken_over(lab, before)["reset"] == {"input was lost with its server": 1}
 
 
 # --- the response ---
@@ -339,8 +340,9 @@ def test_many_connections_at_once_and_three_deaths_in_a_row(lab: Lab, seed: int)
         for download in downloads[death * 16 : death * 16 + 16]:
             download.go_on.set()
         owners = [server for server in lab.servers() if server["state"] == "up" and server["connections"]]
+        earlier = len(lab.takeovers())
         lab.fail(source.choice(owners)["name"], how="kill")
-        settled(lab, before + death)
+        decided(lab, earlier)
     for download in downloads:
         download.go_on.set()
     takeovers = lab.takeovers()[before:]
