@@ -19,9 +19,9 @@ from topologies import Lab
 from topologies.watcher import digest_of
 
 _CLIENT = "c1"
-_SIZE = 96 << 20
+_SIZE = 192 << 20
 _SEED = 4
-_FIRST, _LAST = 20_000_001, 80_000_006
+_FIRST, _LAST = 20_000_001, 160_000_006
 _SECONDS = 60.0
 _ASKED = "GET /large.bin HTTP/1.1"
 
@@ -104,8 +104,8 @@ class Death:
 
 
 def _half_way(lab: Lab, tap: Tap, process: subprocess.Popen[Any], size: int) -> None:
-    """Until a part of `size` bytes went to the client, somewhere between the beginning and the end."""
-    wanted = random.randrange(size // 5, size * 7 // 10)
+    """Until a part of `size` bytes went to the client; what remains lasts until its server is dead."""
+    wanted = random.randrange(size // 5, size // 2)
 
     def went() -> bool:
         assert process.poll() is None, f"ended after {tap.arrived} bytes: {process.communicate()}"
