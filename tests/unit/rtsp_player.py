@@ -112,8 +112,8 @@ class Player:
 
 
 @asynccontextmanager
-async def player(folder: Path, port: int = 0) -> AsyncIterator[Player]:
-    with document_root(folder, film=FILM, text=b"no film at all\n" * 1000) as root:
+async def player(folder: Path, port: int = 0, film: bytes = FILM) -> AsyncIterator[Player]:
+    with document_root(folder, film=film, text=b"no film at all\n" * 1000) as root:
         host = rtsp_host(root, port or free_pair())
         async with live(root, RTSP.fresh(root), host=host) as made:
             made.connection.start()
