@@ -30,9 +30,10 @@ PAUSED_AT = 1 << 20
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
+    """Who hangs is taken for dead only a second later: its client has time to go meanwhile."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(_ROOT))
-        with Lab(servers=3, clients=2, services={CONTROL_PORT: SERVICE}) as running:
+        with Lab(servers=3, clients=2, services={CONTROL_PORT: SERVICE}, detection={"timeout_ms": 1000}) as running:
             yield running
 
 

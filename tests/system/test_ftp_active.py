@@ -48,7 +48,8 @@ def docroot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(docroot: Path) -> Iterator[Lab]:
-    with Lab(servers=3, clients=1, docroot=str(docroot)) as running:
+    """Who is stopped is taken for dead only a second later: a connection that nobody accepts has time to come."""
+    with Lab(servers=3, clients=1, docroot=str(docroot), detection={"timeout_ms": 1000}) as running:
         yield running
 
 

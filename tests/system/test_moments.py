@@ -28,7 +28,8 @@ _FIN_WAIT_2 = 5
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(servers=4, clients=2) as running:
+    """Who is stopped is taken for dead only a second later: the input that nobody reads has time to arrive."""
+    with Lab(servers=4, clients=2, detection={"timeout_ms": 1000}) as running:
         yield running
 
 
