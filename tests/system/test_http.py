@@ -251,7 +251,7 @@ def test_a_server_that_is_stopped_damages_nothing(lab: Lab) -> None:
     assert asks() == f"200 {64 << 10}"
     (connection,) = lab.connections()
     name = connection["server"]
-    running = download(lab, "c1", "/object.bin", "--limit-rate", "60M")
+    running = download(lab, "c1", "/object.bin", "--limit-rate", "25M")
     assert running.wait_for(20_000_000)
     moved = {name, owner(lab)}
     takeovers = []
