@@ -38,7 +38,7 @@ def object_digest(lab: Lab) -> str:
 def test_a_killed_server_does_not_end_the_download(lab: Lab, object_digest: str, vip: str) -> None:
     before = len(lab.takeovers())
     curl = download(lab, "c1", vip=vip)
-    owner = _kill_at(lab, curl, random.randrange(1, _SIZE - (16 << 20)))
+    owner = _kill_at(lab, curl, random.randrange(1, _SIZE - (64 << 20)))
     assert curl.wait() == 0
     assert curl.digest == object_digest
     takeover = taken_over(lab, before, owner)

@@ -20,7 +20,7 @@ _ETHERNET = 14
 
 def test_from_the_kill_on_the_client_sees_nothing_of_the_old_owner(tmp_path: Path) -> None:
     """The capture at the client: no FIN or RST, and not one payload byte that is not the object's at its place."""
-    content = random.Random(7).randbytes(48 << 20)
+    content = random.Random(7).randbytes(96 << 20)
     (tmp_path / "object.bin").write_bytes(content)
     capture = tmp_path / "client.pcap"
     with Lab(servers=2, clients=1, docroot=str(tmp_path)) as lab:
