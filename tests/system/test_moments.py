@@ -50,10 +50,11 @@ def content(lab: Lab, path: str) -> bytes:
 
 
 def head_length(lab: Lab, path: str) -> int:
-    """Length of a response's header: the same for the same file."""
+    """Length of a response's header: the same for the same file. No connection remains."""
     with Client(lab) as client:
         client.ask(path, last=True)
         received = b"".join(iter(lambda: client.sock.recv(1 << 20), b""))
+    lab.until(lambda: lab.connections() == [], "the connection that told the header's length remains")
     return received.index(b"\r\n\r\n") + 4
 
 
@@ -154,7 +155,6 @@ def test_a_fin_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
 # --- the response ---
 def test_inside_the_response_header(lab: Lab) -> None:
     head = head_length(lab, "/64k")
-    lab.until(lambda: lab.connections() == [], "the connection that told the header's length remains")
     with Client(lab, mss=100) as client:
         client.owner()
         with held_back(client, 80):
