@@ -406,6 +406,18 @@ def test_curl_gets_a_file_whole_although_its_server_dies_as_it_begins(
         assert set(reset) == {INPUT_LOST} and curl.returncode != 0, (reset, heard)
 
 
+def owner_of_lftp(lab: Lab) -> str:
+    """The server that has its connections, as soon as it has any."""
+    listed: list[dict[str, Any]] = []
+
+    def known() -> bool:
+        listed[:] = lab.connections()
+        return bool(listed)
+
+    lab.until(known, "lftp has no connection")
+    return str(listed[0]["server"])
+
+
 def test_lftp_mirrors_a_folder_in_active_mode_through_several_deaths(lab: Lab, docroot: Path, tmp_path: Path) -> None:
     """Each file has a data connection of its own, so that deaths fall everywhere. lftp begins anew only what it is told
     to be lost with the server's input."""
@@ -421,8 +433,7 @@ def test_lftp_mirrors_a_folder_in_active_mode_through_several_deaths(lab: Lab, d
         lab.until(lambda c=count: len(list((tmp_path / "copy").glob("*"))) >= c, "the mirror does not grow", 20)
         time.sleep(moments.random() * 0.07)
         before = len(lab.takeovers())
-        lab.until(lambda: lab.connections(), "lftp has no connection")
-        owner = str(lab.connections()[0]["server"])
+        owner = owner_of_lftp(lab)
         lab.fail(owner, "kill")
         reset = taken_over(lab, before)["reset"]
         assert set(reset) <= {INPUT_LOST}, reset
