@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -121,8 +122,9 @@ async def player(folder: Path, port: int = 0, film: bytes = FILM) -> AsyncIterat
 
 
 def free_pair() -> int:
-    """An even UDP port that is free with its successor."""
-    for port in range(20_000, 60_000, 2):
+    """An even UDP port that is free with its successor. Tests that run side by side look in different places."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in range(20_000 + worker % 10 * 1000, 60_000, 2):
         try:
             for number in (port, port + 1):
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
