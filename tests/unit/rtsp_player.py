@@ -22,6 +22,8 @@ from tests.unit.transport_streams import reader, steady
 
 FILM = steady(600, ticks_per_packet=75)
 """Half a second in 86 packets, the last of which is short."""
+LONG_FILM = steady(2400, ticks_per_packet=75)
+"""Two seconds in 343 packets: a busy machine has time for something before it is over."""
 MEDIA = TransportStream.index(reader(FILM), len(FILM))
 URL = "rtsp://vip/film.bin"
 TCP = "RTP/AVP/TCP;unicast;interleaved=0-1"

@@ -17,12 +17,9 @@ from state.datablock import LIMIT_BYTES, DataBlock
 from state.sections import STREAM, StreamSection
 from tests.unit.builders import ISS, document_root, proof
 from tests.unit.live import Live, live
-from tests.unit.rtsp_player import FILM, TCP, Player, assert_in_a_row, free_pair, payload, player, rtsp_host
-from tests.unit.transport_streams import steady
+from tests.unit.rtsp_player import FILM, LONG_FILM, TCP, Player, assert_in_a_row, free_pair, payload, player, rtsp_host
 
 MANY = 700
-LONG_FILM = steady(2400, ticks_per_packet=75)
-"""Two seconds in 343 packets: a busy machine has time to answer before most of them are sent."""
 _MOST = 240
 
 
