@@ -28,7 +28,8 @@ from topologies import Lab
 
 _RESET_LIMIT = 2.0
 _REPAIRED = 1.5
-"""Half of what the kernel's timer takes for a flight without a round-trip sample."""
+"""Seconds. With nothing but the kernel's timer it takes at least 1.7 where the connection was idle, 3.3 where it was
+busy, and 9 where its window was closed."""
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,8 @@ def test_a_lost_first_flight_is_repaired_long_before_the_kernels_timer(lab: Lab,
         with first_flight_lost(lab, client) as owner:
             client.take(client.unread())
             lab.fail(owner, how="kill")
-            assert took(lambda: client.take(20 << 20)) < _REPAIRED
+            # More than can have come before the death and waits to be read.
+            assert took(lambda: client.take(4 << 20)) < _REPAIRED
             assert flight_was_lost(lab)
 
 
