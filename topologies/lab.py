@@ -390,20 +390,22 @@ servers:
         if process.poll() is not None:
             raise LabError(f"{name} has died by itself: heal it first")
         self._failed[name] = how
-        self._record.save()
         if how == "power":
             _run(self._inside(name, ["nft", _POWER_OFF]))
         when = time.time_ns()
         if how in ("kill", "power"):
             process.kill()
-            process.wait()
         elif how == "stop":
             process.terminate()
-            self._wait_ended(name, process)
         elif how == "hang":
             process.send_signal(signal.SIGSTOP)
         else:
             _run(["ip", "link", "set", self._port(name), "down"])
+        self._record.save()  # the failure does not wait for the disk
+        if how in ("kill", "power"):
+            process.wait()
+        elif how == "stop":
+            self._wait_ended(name, process)
         return when
 
     def _wait_ended(self, name: str, process: subprocess.Popen[bytes]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapReader
 
@@ -130,7 +131,8 @@ def rtp_in(frame: bytes, at_ns: int) -> Seen | None:
         packet = RtpPacket.parse(bytes(ether[UDP].payload))
     except RtpMalformed:
         return None
-    return Seen(at_ns, ether.src, ether[IP].src, ether[IP].dst, ether[UDP].dport, packet)
+    network = ether[IPv6] if IPv6 in ether else ether[IP]
+    return Seen(at_ns, ether.src, network.src, network.dst, ether[UDP].dport, packet)
 
 
 def longest_gap(seen: Sequence[Seen], since_ns: int, within_ns: int = 10**9) -> tuple[Seen, Seen]:

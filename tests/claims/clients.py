@@ -12,6 +12,7 @@ from controller.cli import fetch
 from dataplane import DataBlock, Seq
 from dataplane.examples.ticker import line, offset_of
 from state.store import EmbeddedStore
+from tests.fate import taken_over
 from topologies import Lab
 from topologies.rtp_watcher import Player
 from topologies.watcher import Watched, download
@@ -20,7 +21,6 @@ VIP = "10.0.0.100"
 MANY = 100_000
 """Lines of a ticker that is not meant to come to its end."""
 _TRIES = 40
-_TAKEOVER_SECONDS = 10.0
 
 _PLAIN = """
 import socket, sys
@@ -111,10 +111,14 @@ class Clients:
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._processes: list[subprocess.Popen[Any]] = []
+        self._watched: list[Watched] = []
         self._players: list[Player] = []
-        self._takeovers = 0
+        self._takeovers, self._failed = 0, ""
 
     def end(self) -> None:
+        for watched in self._watched:
+            watched.process.kill()
+            watched.wait()  # its thread reads the pipe that is closed below
         for player in self._players:
             player.process.kill()
             player.wait()
@@ -134,6 +138,7 @@ class Clients:
     def curl(self, host: str = "c1", path: str = "/object.bin", *options: str) -> Watched:
         watched = download(self._lab, host, path, *options)
         self._processes.append(watched.process)
+        self._watched.append(watched)
         return watched
 
     def ftp(self, host: str, options: Sequence[str], *paths: str) -> Watched:
@@ -142,6 +147,7 @@ class Clients:
         pipe = subprocess.PIPE
         watched = Watched(self._lab.popen(host, command, stdout=pipe, stderr=pipe))
         self._processes.append(watched.process)
+        self._watched.append(watched)
         return watched
 
     def player(self, folder: Path, host: str, transport: str, path: str = "/clip.ts") -> Player:
@@ -232,16 +238,11 @@ class Clients:
 
     def fail(self, server: str, how: str = "kill") -> int:
         """Make it fail; when that was, in nanoseconds. What `takeover` then waits for is the takeover from it."""
-        self._takeovers = len(self._lab.takeovers())
+        self._takeovers, self._failed = len(self._lab.takeovers()), server
         return self._lab.fail(server, how)
 
     def takeover(self) -> dict[str, Any]:
         """The takeover since `fail`, in full, once it is done."""
-
-        def done() -> list[dict[str, Any]]:
-            return [t for t in self._lab.takeovers()[self._takeovers :] if t["state"] == "done"]
-
-        self._lab.until(done, "no takeover is done", _TAKEOVER_SECONDS)
-        (takeover,) = done()
+        takeover = taken_over(self._lab, self._takeovers, self._failed)
         found: dict[str, Any] = fetch(self._lab.api, f"/v1/takeovers/{takeover['id']}")
         return found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.claims.clients import MANY, Clients
 from tests.claims.wire import capture
+from tests.fate import fate
 from topologies import Lab
 
 TICKER_PORT = 7000
@@ -29,10 +30,12 @@ def test_a_protocol_is_told_ready_where_the_comparison_succeeded_and_not_before(
     with capture(lab, "c2", tmp_path, f"tcp port {TICKER_PORT}") as wire:
         lab.run("c2", ["nft", SILENCE], check=True)
         try:
+            before = len(lab.takeovers())
             killed = clients.fail(owner)
-            lab.until(lambda: lab.takeovers()[-1]["resumed"] == 2, "the clients that are heard are not resumed")
-            takeover = lab.takeovers()[-1]
-            assert (takeover["from"], takeover["waiting"], takeover["reset"]) == (owner, 1, {})
+            resumed = "the clients that are heard are not resumed"
+            lab.until(lambda: (begun := fate(lab, before, owner)) and begun["resumed"] == 2, resumed)
+            takeover = fate(lab, before, owner)
+            assert takeover is not None and (takeover["waiting"], takeover["reset"]) == (1, {})
             assert clients.connection(silent.port, TICKER_PORT, "c2")["state"] == "unready"
             # Told ready, the others do their work.
             browsing.say(b"GET /1k HTTP/1.1\r\nHost: vip\r\nConnection: close\r\n\r\n")

@@ -102,8 +102,9 @@ class Backup(StoringHost):
         self.waiting = waiting
 
 
-CONTROL_PORT, FIRST, SECOND = 39_001, 39_002, 39_003
-SERVICE_PORT, DATA_PORT = 38_021, 38_020
+CONTROL_PORT, FIRST, SECOND = 29_001, 29_002, 29_003
+SERVICE_PORT, DATA_PORT = 28_021, 28_020
+"""None is of those that kernels give to clients (from 32768 on), where one that has just ended would be in the way."""
 IDLE = StreamSection(0, 0, 0, False, False, [], [])
 CLOSING = StreamSection(0, 5, 0, False, True, [], [Extent(0, 5, literal=b"hello")])
 AT_ITS_END = StreamSection(5, 5, 0, True, True, [], [Extent(0, 5, literal=b"hello")])
@@ -441,7 +442,7 @@ def test_input_that_one_has_lost_resets_all(tmp_path: Path) -> None:
         assert await scene.outcome() == (set(), dict.fromkeys(ALL, INPUT_LOST)) and scene.backup.waiting == 0
         assert all(connection.over for connection in scene.backup.adopted)
 
-    taken_over(tmp_path, three(), test, speaking=0.05)
+    taken_over(tmp_path, three(), test, speaking=0.5)
 
 
 @pytest.mark.parametrize("missing", [0, 10])

@@ -220,17 +220,6 @@ def held_back(client: Client, position: int) -> Iterator[None]:
         yield
 
 
-def settled(lab: Lab, since: int) -> dict[str, Any]:
-    """The first takeover after the `since` earlier ones, when it is done."""
-    lab.until(
-        lambda: len(lab.takeovers()) > since and lab.takeovers()[since]["state"] == "done",
-        f"the takeover is not done: {lab.takeovers()[since:]}",
-        _TIMEOUT,
-    )
-    found: dict[str, Any] = lab.takeovers()[since]
-    return found
-
-
 @contextmanager
 def by_itself(lab: Lab) -> Iterator[None]:
     """A test that no other's connections disturb. Whoever died in it is up again afterwards."""

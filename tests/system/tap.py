@@ -1,7 +1,7 @@
 """What one client says and hears, seen at its port of the switch: no process runs in the client.
 
 The kernel queues a copy of each frame on its way to the switch: whatever a client got an answer to is there to be read.
-The filter lets through what a client that was not disturbed says once, SYNs, bytes and FINs, and no bare ACKs.
+The filter lets through what a client that was not disturbed says once, SYNs, bytes, FINs and RSTs, and no bare ACKs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import scapy.layers.l2  # noqa: F401 - tells the socket what an Ethernet frame i
 from scapy.arch.linux import L2ListenSocket
 
 from dataplane import segment
-from dataplane.segment import FIN, SYN
+from dataplane.segment import FIN, RST, SYN
 from topologies.vip import BRIDGE
 
 _ETHERNET = 14
 _FILTER = (
-    "tcp dst port 80 and (tcp[tcpflags] & (tcp-syn|tcp-fin) != 0"
+    "tcp dst port 80 and (tcp[tcpflags] & (tcp-syn|tcp-fin|tcp-rst) != 0"
     " or ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2) > 0)"
 )
 
@@ -71,7 +71,8 @@ class Tap:
         return list(self._known.values())
 
     def closed(self) -> dict[int, int]:
-        """When the client ended its connections (its first FIN), by port: nanoseconds, wall clock."""
+        """When the client ended its connections, by port: nanoseconds, wall clock. It did so by its first FIN, or by an
+        RST where bytes that it had not read came."""
         self._read()
         return self._closed
 
@@ -83,7 +84,7 @@ class Tap:
             if syn or found.payload:
                 said = Said(at_ns, found.source_port, b"" if syn else found.payload)
                 self._known.setdefault((found.source_port, int(found.seq)), said)
-            if found.flags & FIN:
+            if found.flags & (FIN | RST):
                 self._closed.setdefault(found.source_port, at_ns)
 
     def _frames(self) -> Iterator[tuple[bytes, float]]:

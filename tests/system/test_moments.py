@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from dataplane.sequence import Seq
-from tests.system.client_at_hand import Client, by_itself, held_back, settled
+from tests.fate import decided, taken_over
+from tests.system.client_at_hand import Client, by_itself, held_back
 from topologies import Lab
 
 _MODULUS = 1 << 32
@@ -27,7 +28,8 @@ _FIN_WAIT_2 = 5
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(servers=4, clients=2) as running:
+    """Who is stopped is taken for dead only a second later: the input that nobody reads has time to arrive."""
+    with Lab(servers=4, clients=2, detection={"timeout_ms": 1000}) as running:
         yield running
 
 
@@ -48,10 +50,11 @@ def content(lab: Lab, path: str) -> bytes:
 
 
 def head_length(lab: Lab, path: str) -> int:
-    """Length of a response's header: the same for the same file."""
+    """Length of a response's header: the same for the same file. No connection remains."""
     with Client(lab) as client:
         client.ask(path, last=True)
         received = b"".join(iter(lambda: client.sock.recv(1 << 20), b""))
+    lab.until(lambda: lab.connections() == [], "the connection that told the header's length remains")
     return received.index(b"\r\n\r\n") + 4
 
 
@@ -59,8 +62,8 @@ def resumed(lab: Lab, client: Client) -> str:
     """Kill the connection's server; another resumes the connection. The new owner."""
     before = len(lab.takeovers())
     dead, _ = client.killed()
-    takeover = settled(lab, before)
-    assert (takeover["from"], takeover["resumed"], takeover["reset"]) == (dead, 1, {}), takeover
+    takeover = taken_over(lab, before, dead)
+    assert (takeover["resumed"], takeover["reset"]) == (1, {}), takeover
     return str(takeover["to"])
 
 
@@ -69,7 +72,7 @@ def reset_for(lab: Lab, client: Client, since: int, when: float, reason: str) ->
     with pytest.raises(ConnectionResetError):
         client.answer()
     assert time.monotonic() - when < _RESET_LIMIT
-    takeover = settled(lab, since)
+    takeover = taken_over(lab, since)
     assert (takeover["resumed"], takeover["reset"]) == (0, {reason: 1}), takeover
 
 
@@ -125,8 +128,8 @@ def stop(lab: Lab, client: Client) -> str:
 def test_a_request_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
     """It was acknowledged, and no process ever read it: nobody can answer it."""
     with Client(lab) as client:
-        owner = stop(lab, client)
         before = len(lab.takeovers())
+        owner = stop(lab, client)
         client.ask("/64k")
         acknowledged = time.monotonic() + 0.06  # the kernel delays its acknowledgement by 40 ms at most
         while time.monotonic() < acknowledged:
@@ -137,8 +140,8 @@ def test_a_request_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
 
 def test_a_fin_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
     with Client(lab) as client:
-        owner = stop(lab, client)
         before = len(lab.takeovers())
+        owner = stop(lab, client)
         client.sock.shutdown(socket.SHUT_WR)
         lab.until(lambda: client.state() == _FIN_WAIT_2, "nobody acknowledged the FIN")
         lab.fail(owner, how="kill")
@@ -146,17 +149,18 @@ def test_a_fin_that_only_the_dead_servers_kernel_had(lab: Lab) -> None:
         with pytest.raises(ConnectionResetError):
             client.sock.recv(1)
         assert time.monotonic() - when < _RESET_LIMIT
-        assert settled(lab, before)["reset"] == {"input was lost with its server": 1}
+        assert taken_over(lab, before)["reset"] == {"input was lost with its server": 1}
 
 
 # --- the response ---
 def test_inside_the_response_header(lab: Lab) -> None:
+    head = head_length(lab, "/64k")
     with Client(lab, mss=100) as client:
         client.owner()
         with held_back(client, 80):
             client.ask("/64k")
             client.wait_unread(80)
-            assert client.unread() < head_length(lab, "/64k")
+            assert client.unread() < head
             resumed(lab, client)
         assert client.answer() == content(lab, "/64k")
 
@@ -271,6 +275,7 @@ def test_when_the_servers_sequence_numbers_wrap(lab: Lab) -> None:
             break
         client.sock.close()
     with client:
+        lab.until(lambda: len(lab.connections()) == 1, "clients that were not taken remain")
         client.ask("/object.bin")
         received = client.take(left - 100_000)
         zero_window(lab, client)
@@ -339,8 +344,9 @@ def test_many_connections_at_once_and_three_deaths_in_a_row(lab: Lab, seed: int)
         for download in downloads[death * 16 : death * 16 + 16]:
             download.go_on.set()
         owners = [server for server in lab.servers() if server["state"] == "up" and server["connections"]]
+        earlier = len(lab.takeovers())
         lab.fail(source.choice(owners)["name"], how="kill")
-        settled(lab, before + death)
+        decided(lab, earlier)
     for download in downloads:
         download.go_on.set()
     takeovers = lab.takeovers()[before:]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING
+from tests.fate import taken_over
 from topologies import Lab, objects
 from topologies.rtp_watcher import Capture, Player
 
@@ -48,8 +49,9 @@ def at_s1(lab: Lab) -> Iterator[None]:
     """s1 has the sessions."""
     lab.until(lambda: all(server["backup"] for server in lab.servers()), "a server has no backup")
     if {server["name"] for server in lab.servers() if server["slots"]} != {"s1"}:
+        before = len(lab.takeovers())
         lab.fail("s2", "kill")
-        lab.until(lambda: all(t["state"] == "done" for t in lab.takeovers()), "the takeover is not done")
+        taken_over(lab, before)
         lab.heal("s2")
     yield
     for name in lab.status()["failed"]:
@@ -67,8 +69,7 @@ def test_a_player_whose_film_is_another_at_the_heir_is_reset_with_the_reason(
     assert {c["server"] for c in lab.connections()} == {"s1"}
     before = len(lab.takeovers())
     lab.fail("s1", "kill")
-    lab.until(lambda: [t["state"] for t in lab.takeovers()[before:]] == ["done"], "the takeover is not done")
-    takeover = lab.takeovers()[before]
+    takeover = taken_over(lab, before)
     reason = OBJECT_MISSING if other == "none" else OBJECT_DIFFERS
     assert (takeover["resumed"], takeover["reset"]) == (0, {reason: 1})
     player.wait()

@@ -18,7 +18,8 @@ from msgspec.structs import replace
 
 from dataplane.segment import ACK, Segment, build
 from dataplane.sequence import Seq
-from tests.system.client_at_hand import KINDS, Client, by_itself, held_back, inside, kind_of_client, rules, settled, to
+from tests.fate import fate, taken_over
+from tests.system.client_at_hand import KINDS, Client, by_itself, held_back, inside, kind_of_client, rules, to
 from topologies import Lab
 from topologies.vip import VIP
 
@@ -90,18 +91,23 @@ def test_ten_thousand_forged_acknowledgements_are_not_believed(lab: Lab, kind: s
         assert connection is not None
         forged = forgeries(client, connection["checkpoint"], "timestamps" in kind, blind=blind)
         with rules(lab, "c1", f"in {to(client)} drop"):
-            client.killed()
-            lab.until(lambda: [t["state"] for t in lab.takeovers()[before:]] == ["resuming"], "nobody took over")
-            heir = lab.takeovers()[before]["to"]
+            dead, _ = client.killed()
+
+            def heirs() -> list[str]:
+                return [t["to"] for t in [fate(lab, before, dead)] if t and t["state"] == "resuming"]
+
             for _ in range(_TRIES // _AT_ONCE):
+                lab.until(heirs, "nobody takes over")
+                (heir,) = heirs()
                 arrived = received(lab, heir)
                 for _ in range(_AT_ONCE):
                     wire.sendto(next(forged), (VIP, 0))
-                lab.until(lambda a=arrived: received(lab, heir) >= a + _AT_ONCE, "what was forged does not arrive")
-            takeover = lab.takeovers()[before]
+                lab.until(lambda h=heir, a=arrived: received(lab, h) >= a + _AT_ONCE, "what was forged does not arrive")
+            takeover = fate(lab, before, dead)
+            assert takeover is not None
             assert (takeover["state"], takeover["resumed"], takeover["reset"]) == ("resuming", 0, {})
         assert client.answer() == Path(lab.status()["docroot"] + "/1m").read_bytes()
-        takeover = settled(lab, before)
+        takeover = taken_over(lab, before)
         assert (takeover["resumed"], takeover["reset"]) == (1, {})
 
 
@@ -124,6 +130,6 @@ def test_stale_acknowledgements_come_first_and_are_not_believed(lab: Lab, kind: 
             client.killed()
             for _ in range(200):
                 wire.sendto(stale, (VIP, 0))
-            takeover = settled(lab, before)
+            takeover = taken_over(lab, before)
             assert (takeover["resumed"], takeover["reset"]) == (1, {})
         assert client.answer() == Path(lab.status()["docroot"] + "/1m").read_bytes()

@@ -22,6 +22,8 @@ from tests.unit.transport_streams import reader, steady
 
 FILM = steady(600, ticks_per_packet=75)
 """Half a second in 86 packets, the last of which is short."""
+LONG_FILM = steady(2400, ticks_per_packet=75)
+"""Two seconds in 343 packets: a busy machine has time for something before it is over."""
 MEDIA = TransportStream.index(reader(FILM), len(FILM))
 URL = "rtsp://vip/film.bin"
 TCP = "RTP/AVP/TCP;unicast;interleaved=0-1"
@@ -113,22 +115,18 @@ class Player:
 
 
 @asynccontextmanager
-async def player(folder: Path, port: int = 0) -> AsyncIterator[Player]:
-    with document_root(folder, film=FILM, text=b"no film at all\n" * 1000) as root:
+async def player(folder: Path, port: int = 0, film: bytes = FILM) -> AsyncIterator[Player]:
+    with document_root(folder, film=film, text=b"no film at all\n" * 1000) as root:
         host = rtsp_host(root, port or free_pair())
         async with live(root, RTSP.fresh(root), host=host) as made:
             made.connection.start()
             yield Player(made)
 
 
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_FIRST_PORT = 20_000 + 1000 * (_WORKER % 12)
-"""Tests that run at the same time would take each other's ports: what is found free is let go of again."""
-
-
 def free_pair() -> int:
-    """An even UDP port that is free with its successor."""
-    for port in range(_FIRST_PORT, 60_000, 2):
+    """An even UDP port that is free with its successor. Tests that run side by side look in different places."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for port in range(20_000 + worker % 10 * 1000, 60_000, 2):
         try:
             for number in (port, port + 1):
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

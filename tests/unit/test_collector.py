@@ -322,7 +322,7 @@ class Shares(RuleBasedStateMachine):
         assert set(self.collector.servers()) == {responsible for responsible, _ in self.model.values()}
 
 
-Shares.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Shares.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestShares = Shares.TestCase
 
 

@@ -232,7 +232,7 @@ near = st.integers(-3, 3)
 """How far a number lies from one that matters."""
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_what_is_believed_is_exactly_what_keeps_every_rule(data: st.DataObject) -> None:
     """The rules, said once more in plain modular arithmetic, and segments whose numbers lie around their borders."""

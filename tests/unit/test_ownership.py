@@ -170,7 +170,7 @@ def test_while_one_server_is_up_every_slot_is_owned_by_one_that_is(
         assert set(owners(ownership).values()) <= up
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(SERVERS), max_size=12))
 def test_the_conductor_leaves_no_slot_with_the_dead_even_after_all_were_dead(names: list[str]) -> None:
     """Each step a server fails or, when it has failed, returns in a new life; takeovers are committed and reported."""

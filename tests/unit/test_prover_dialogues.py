@@ -277,7 +277,7 @@ def test_a_client_with_neither_is_not_overheard_by_a_stranger_who_repeats_himsel
     assert not isinstance(verdict.outcome, Proof) or verdict.outcome.position == SENT
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_proof_is_always_the_truth_and_a_verdict_always_comes(data: st.DataObject) -> None:
     """Any client, any loss, any delay, stale words, strangers: with SACK or timestamps no proof is ever wrong."""

@@ -282,7 +282,7 @@ def test_by_client_all_connections_of_an_address_have_one_owner(family: tuple[st
     assert reached == set(SERVERS.values())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     client_port=st.integers(1, 65_535),
     client=st.ip_addresses().map(str),
