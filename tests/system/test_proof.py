@@ -167,7 +167,7 @@ def test_a_router_that_resets_what_it_takes_for_no_part_of_a_connection_only_cos
             ]
             lab.run("c1", ["nft", "\n".join(f"add rule inet test {rule}" for rule in rules_of_the_router)], check=True)
             client.killed()
-            checked(settled(lab, before))
+            checked(taken_over(lab, before))
             listed = lab.run("c1", ["nft", "list", "table", "inet", "test"], capture_output=True, text=True, check=True)
             assert re.search(r"counter packets [1-9].* reject", listed.stdout), "no probe was far"
         assert client.answer() == content(lab, "/1m")
