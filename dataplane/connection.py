@@ -18,12 +18,13 @@ import msgspec
 from dataplane import repair
 from dataplane.held_objects import HeldObjects
 from dataplane.host import Host, Related
-from dataplane.judge import Expectation, Proof
+from dataplane.judge import Proof
 from dataplane.objects import GeneratedObject, OpenObject, key_of
 from dataplane.packet_socket import deafen
 from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
 from dataplane.stack import Application, TcpLayer, Timer, make_block
+from dataplane.standing import Standing
 from dataplane.stream import ByteStream, Literal, Run
 from dataplane.tail import Stuck, Tail
 from state.datablock import FourTuple, Header
@@ -69,6 +70,7 @@ class LiveConnection:
         self._fd = sock.fileno()
         self._tcp = tcp
         self._irs = irs
+        self.standing = Standing(sock, connection, stream, tcp, irs)
         self._protected = protected
         self._serial = serial
         self._loop = asyncio.get_running_loop()
@@ -79,7 +81,6 @@ class LiveConnection:
         self._checkpoint_scheduled = False
         self._closing_stored = stream.closing
         self._writing = False
-        self._shut = False
         self._over = False
         self.was_reset = False
         """It ended because this side wanted it to end at once."""
@@ -162,15 +163,16 @@ class LiveConnection:
             return
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
-        self._writing = self._shut = False
+        self._writing = False
         self._leave_tail()
         repair.abandon(self._sock)
         if (newest := Seq(self._tcp.section.tsval)) > Seq(proof.tsecr):
             proof = msgspec.structs.replace(proof, tsecr=int(newest))  # what this kernel has sent may arrive yet
         self.stream.rewind(proof)
-        rcv_nxt = self._irs + 1 + self.stream.rcv_nxt_offset
+        rcv_nxt = self.standing.rcv_nxt
         self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt, self._host.interface)
         self._fd = self._sock.fileno()
+        self.standing = Standing(self._sock, self.connection, self.stream, self._tcp, self._irs)
         if self.stream.closing:
             self._watch_progress()
         self._listen_for_input()
@@ -180,7 +182,7 @@ class LiveConnection:
         """The kernel's connection is gone and cannot be made again."""
         if not self._over:
             self._detach()
-            self._note_acknowledged()
+            self.standing.note()
             self._sock.close()
             self._finish()
 
@@ -213,21 +215,6 @@ class LiveConnection:
                 pass  # `_readable` meets it again and ends the connection
             self._readable()
 
-    def written_position(self) -> int:
-        """Position after what this kernel was given; a FIN counts as one, here and in the next two."""
-        return self.stream.sent + self._shut
-
-    def acked_position(self) -> int:
-        """Position up to which this kernel knows the client to have everything."""
-        written = self.written_position()
-        if written == self.stream.map.acked:
-            return written
-        return written - repair.unacknowledged(self._sock)
-
-    def snd_nxt_position(self) -> int:
-        """Position of SND.NXT: an ACK beyond it is ignored by this kernel."""
-        return self.written_position() - repair.unsent(self._sock)
-
     @property
     def sack(self) -> bool:
         """SACK was negotiated (RFC 2018)."""
@@ -241,23 +228,6 @@ class LiveConnection:
     def protected(self) -> bool:
         """Somebody else can take it over."""
         return self._protected
-
-    def expectation(self) -> Expectation:
-        """What the judge may accept of the client now."""
-        position = max(self.stream.map.acked, self.acked_position())
-        tcp = self._tcp.section
-        return Expectation(
-            connection=self.connection,
-            acked=position,
-            acked_seq=self.stream.map.seq(position),
-            end=self.stream.map.end,
-            closing=self.stream.closing,
-            rcv_nxt=self._irs + 1 + self.stream.rcv_nxt_offset + repair.input_unread(self._sock),
-            snd_wscale=tcp.snd_wscale if tcp.window_scaling else 0,
-            timestamps=tcp.timestamps,
-            tsval=tcp.tsval,
-            sack=tcp.sack,
-        )
 
     def hand_in(self) -> None:
         """Take in what the kernel has acknowledged, have it stored, and abandon: another server goes on from here. All
@@ -278,7 +248,7 @@ class LiveConnection:
         if self._over:
             return
         self._detach()
-        self._note_acknowledged()
+        self.standing.note()
         repair.abandon(self._sock)
         self._finish(silently=True)
 
@@ -295,12 +265,6 @@ class LiveConnection:
             if watch is not None:
                 watch.leave()
         self._tail = self._stuck = None
-
-    def _note_acknowledged(self) -> None:
-        """Before the socket is closed: what the client has, for whoever asks afterwards."""
-        with contextlib.suppress(OSError):
-            stream = self.stream
-            stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
 
     def _finish(self, *, silently: bool = False) -> None:
         """`silently`: another server has it, and all of its bundle."""
@@ -321,7 +285,7 @@ class LiveConnection:
         if self._over:
             return
         self._detach()
-        self._note_acknowledged()
+        self.standing.note()
         with contextlib.suppress(OSError):  # already reset by the client
             repair.mark_close(self._sock, CLOSE_MARK)
         self._sock.close()
@@ -391,8 +355,7 @@ class LiveConnection:
 
     def _keys_in_flight(self) -> set[tuple[str, bytes]]:
         """Of the objects of which bytes are planned that the client may not have."""
-        with contextlib.suppress(OSError):  # the connection has ended: what is planned is not sent
-            self._learn_acknowledged()
+        self.standing.note()
         return {key_of(ref) for ref in self.stream.map.objects}
 
     def associate(self, identifier: str, offset: int = 0, length: int | None = None) -> Seq:
@@ -474,7 +437,7 @@ class LiveConnection:
     @property
     def unacknowledged(self) -> int:
         try:
-            acked = self.acked_position() if not self._over else self.stream.map.acked
+            acked = self.standing.acked() if not self._over else self.stream.map.acked
         except OSError:  # the kernel has nothing of the connection any more
             acked = self.stream.map.acked
         return max(0, self.stream.map.end - max(acked, self.stream.map.acked))
@@ -482,7 +445,7 @@ class LiveConnection:
     def has_room(self) -> bool:
         stream = self.stream
         if stream.crowded:
-            stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
+            self.standing.learn()
         if not stream.crowded:
             return True
         if self._room is None:
@@ -533,7 +496,7 @@ class LiveConnection:
                 block = self.block()
             else:
                 block = None
-                self._learn_acknowledged()
+                self.standing.learn()
         except CheckpointRefused as error:
             _log.warning("%s: %s; the connection is reset", self.connection.id, error)
             self.reset()
@@ -550,14 +513,9 @@ class LiveConnection:
         else:
             self._host.store(block, lambda: self._stored(end, closing, plan))
 
-    def _learn_acknowledged(self) -> None:
-        """Forget what the client has. Raises `OSError` when the kernel has no such connection any more."""
-        stream = self.stream
-        stream.map.acknowledge(max(stream.map.acked, min(stream.sent, self.acked_position())))
-
     def block(self) -> bytes:
         """The checkpoint of this moment. Raises `CheckpointRefused` when it grew beyond its limits."""
-        self._learn_acknowledged()
+        self.standing.learn()
         stream = self.stream
         if len(stream.map.extents) > LIMIT_EXTENTS or len(stream.map.labels) > LIMIT_EXTENTS:
             raise CheckpointRefused("extents", "too many in flight")
@@ -577,7 +535,7 @@ class LiveConnection:
             irs=int(self._irs),
             snd_una=int(stream.map.seq(stream.map.acked)),
             snd_nxt=int(stream.map.seq(stream.sent)),
-            rcv_nxt=int(self._irs + 1 + stream.rcv_nxt_offset),
+            rcv_nxt=int(self.standing.rcv_nxt),
             object=identifier,
             object_first=int(first),
             bundle=self._bundle.id if self._bundle is not None and related else "",
@@ -635,7 +593,7 @@ class LiveConnection:
             self._loop.remove_writer(self._fd)
         if stream.finished:
             if stream.closing:
-                if self._closing_stored and not self._shut:
+                if self._closing_stored and not self.standing.shut:
                     self._shut_down()
             elif sent_any:
                 self._tell(self.application.drained)
@@ -659,7 +617,7 @@ class LiveConnection:
 
     def _shut_down(self) -> None:
         """All was said: FIN, with the mark. The checkpoint stays until the client has everything."""
-        self._shut = True
+        self.standing.shut = True
         try:
             repair.mark_close(self._sock, CLOSE_MARK)
             self._sock.shutdown(socket.SHUT_WR)

@@ -174,11 +174,11 @@ class StallGuard:
             self._again(connection, watch)
             return
         try:
-            acked, snd_nxt = connection.acked_position(), connection.snd_nxt_position()
-            step = watch.look(acked, snd_nxt, connection.written_position())
+            standing = connection.standing
+            step = watch.look(standing.acked(), standing.snd_nxt(), standing.written())
             if step is Step.PROVE:
                 decided = functools.partial(self._proven, connection, watch)
-                self._proving.prove(connection.expectation(), _PATIENCE, decided, live=True)
+                self._proving.prove(standing.expectation(), _PATIENCE, decided, live=True)
                 self._asked += 1
         except OSError:
             return  # it ended meanwhile
@@ -204,7 +204,7 @@ class StallGuard:
             self._again(connection, watch)
             return
         try:
-            step = watch.proven(outcome, connection.acked_position(), connection.snd_nxt_position())
+            step = watch.proven(outcome, connection.standing.acked(), connection.standing.snd_nxt())
             if step is Step.REBUILD:
                 self._rebuild(connection, watch, outcome)
         except OSError:
@@ -215,7 +215,7 @@ class StallGuard:
 
     def _rebuild(self, connection: LiveConnection, watch: Watch, proof: Proof) -> None:
         """Raises `OSError` when the kernel's connection is over."""
-        expected = connection.expectation()
+        expected = connection.standing.expectation()
         _log.info("%s is made anew at %d", connection.connection.id, proof.position)
         try:
             connection.rebuild(proof)

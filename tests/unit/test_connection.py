@@ -10,18 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from dataplane import repair
 from dataplane.connection import LiveConnection
 from dataplane.http import HttpApplication
 from dataplane.http.protocol import HttpSection
+from dataplane.judge import Expectation, Proof
 from dataplane.objects import DocumentRoot
+from dataplane.prover import Verdict, key_of
 from dataplane.sequence import Seq
 from dataplane.sequence_map import SequenceMap
 from dataplane.stack import Application, Stream, TcpLayer
+from dataplane.stall_guard import StallGuard, Watch
 from dataplane.stream import ByteStream
 from state.configuration import Serving
 from state.datablock import DataBlock
+from state.errors import RepairError
 from state.sections import STREAM, StreamSection
-from tests.unit.builders import IRS, ISS, document_root, four_tuple, tcp_section
+from tests.unit.builders import IRS, ISS, document_root, four_tuple, proof, tcp_section
 from tests.unit.virtual_time import VirtualLoop
 
 BIG = bytes(1 << 20)
@@ -29,6 +34,8 @@ BIG = bytes(1 << 20)
 
 class Server:
     """A `connection.Host`: what is stored is stored at once."""
+
+    interface = 0
 
     def __init__(self, root: DocumentRoot) -> None:
         self.name, self.incarnation, self.epoch, self.root = "web1", 1, 1, root
@@ -334,3 +341,43 @@ def test_what_the_kernel_has_acknowledged_is_stored_before_the_connection_is_lef
     assert stream.received == len(request)
     assert [extent.object for extent in stream.extents] == [None, 0]
     pair.close()
+
+
+# --- made anew ---
+class Net:
+    """A `Proving` whose answers the test gives."""
+
+    delay = 0.0
+
+    def __init__(self) -> None:
+        self.dismissed: list[tuple[Expectation, Proof | None]] = []
+
+    def dismiss(self, expected: Expectation, standing: Proof | None) -> None:
+        self.dismissed.append((expected, standing))
+
+
+def test_if_the_kernel_does_not_make_it_anew_its_client_is_told(
+    pair: Pair, script: Script, host: Server, loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that only receives would wait for ever."""
+
+    def refuses(*_: object) -> None:
+        raise RepairError("recreating: connect: no route to host")
+
+    monkeypatch.setattr(repair, "recreate", refuses)
+    live, net = pair.connection, Net()
+    live.send_object(host.root.open("/big.bin"), 0, len(BIG))
+    loop.passes(0.1)
+
+    async def found() -> None:
+        guard = StallGuard(net)  # type: ignore[arg-type]
+        watch = Watch.after(proof(0))
+        beyond = proof(live.standing.snd_nxt() + 1)
+        guard._proven(live, watch, Verdict(key_of(live.standing.expectation()), beyond))
+        assert guard.counts == {"lost": 1}
+        ((expected, standing),) = net.dismissed
+        assert (expected.connection, standing) == (live.connection, beyond)
+
+    loop.run_until_complete(found())
+    assert live.over and script.told[-1] == "ended"
+    assert host.over == [live]
