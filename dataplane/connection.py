@@ -21,6 +21,7 @@ from dataplane.host import Host, Related
 from dataplane.judge import Proof
 from dataplane.objects import GeneratedObject, OpenObject, key_of
 from dataplane.packet_socket import deafen
+from dataplane.page_cache import in_memory
 from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
 from dataplane.stack import Application, TcpLayer, Timer, make_block
@@ -81,6 +82,8 @@ class LiveConnection:
         self._checkpoint_scheduled = False
         self._closing_stored = stream.closing
         self._writing = False
+        self._disk: asyncio.Future[None] | None = None
+        """What is to be sent next is being read from the disk."""
         self._over = False
         self.was_reset = False
         """It ended because this side wanted it to end at once."""
@@ -556,7 +559,7 @@ class LiveConnection:
     # --- output: towards the kernel ---
     def _pump(self) -> None:
         stream, budget, sent_any = self.stream, min(_SENDFILE_BYTES, self._sendable()), False
-        if not self._live:
+        if not self._live or self._disk is not None:
             return
         try:
             while budget > 0:
@@ -584,7 +587,7 @@ class LiveConnection:
         if sent_any and self._when_sending is not None:
             call, self._when_sending = self._when_sending, None
             call()
-        pending = stream.next() is not None and self._sendable() > 0
+        pending = self._disk is None and stream.next() is not None and self._sendable() > 0
         if pending and not self._writing:
             self._writing = True
             self._loop.add_writer(self._fd, self._pump)
@@ -602,7 +605,12 @@ class LiveConnection:
         """Hand a part of a run to the kernel; how many bytes it took, none if the object has no more."""
         opened = self._objects.of(run.object)
         if isinstance(opened, OpenObject):
-            return os.sendfile(self._fd, opened.fd, run.offset, min(run.length, budget))
+            length = min(run.length, budget)
+            if not in_memory(opened.fd, run.offset, length):
+                self._disk = self._host.root.bring(opened, run.offset, length)
+                self._disk.add_done_callback(self._brought)
+                raise BlockingIOError
+            return os.sendfile(self._fd, opened.fd, run.offset, length)
         wanted = min(run.length, budget, _GENERATED_BYTES)
         try:
             data = opened.read(run.offset, wanted)
@@ -610,6 +618,11 @@ class LiveConnection:
             _log.exception("%s: %s cannot be computed", self.connection.id, run.object.identifier)
             return 0
         return self._sock.send(data[:wanted]) if data else 0
+
+    def _brought(self, _: asyncio.Future[None]) -> None:
+        self._disk = None
+        if not self._over:
+            self._pump()
 
     def _sendable(self) -> int:
         """Bytes that may go to the kernel now."""

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from dataplane.names import bytes_of
+from dataplane.page_cache import Disk
 from state.errors import LocalError
 from state.sections import LIMIT_PARAMETERS, ObjectRef
 
@@ -93,6 +94,7 @@ class DocumentRoot:
         self._digests: dict[_Version, bytes] = {}
         self._digesting: set[_Version] = set()
         self._thread = ThreadPoolExecutor(1, "digest")
+        self._disk = Disk()
         self._stopping = False
 
     def open(self, identifier: str) -> OpenObject:
@@ -131,6 +133,13 @@ class DocumentRoot:
         shared.users += 1
         self._newest[identifier] = shared
         return shared
+
+    def bring(self, opened: OpenObject, offset: int, length: int) -> asyncio.Future[None]:
+        """Done when these bytes of it are in memory (`page_cache`)."""
+        self.again(opened)
+        brought = self._disk.bring(opened.fd, offset, length)
+        brought.add_done_callback(lambda _: self.release(opened))
+        return brought
 
     def again(self, opened: OpenObject) -> OpenObject:
         """One user more of an object that is open."""
@@ -238,6 +247,7 @@ class DocumentRoot:
     def close(self) -> None:
         self._stopping = True
         self._thread.shutdown(wait=True)
+        self._disk.close()
 
 
 def _version(status: os.stat_result) -> _Version:
