@@ -21,7 +21,7 @@ from dataplane.connection import LiveConnection
 from dataplane.event_loop import Paced
 from dataplane.host import Host
 from dataplane.judge import Doubt, Proof
-from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, key_of
+from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, ObjectMissing, key_of
 from dataplane.prepared_sockets import PreparedSockets
 from dataplane.prover import Key, Patience, Verdict
 from dataplane.prover import key_of as prover_key
@@ -355,10 +355,24 @@ class Takeover:
         return None
 
     def _object_flaw(self, entry: Unready, wanted: ObjectRef) -> str | None:
-        opened = entry.objects.get(key_of(wanted))
-        if opened is None:
-            return OBJECT_MISSING
-        return None if self._host.root.same(opened, wanted) else OBJECT_DIFFERS
+        key, root = key_of(wanted), self._host.root
+        opened = entry.objects.get(key)
+        if opened is not None and root.same(opened, wanted):
+            return None
+        flaw = OBJECT_MISSING if opened is None else OBJECT_DIFFERS
+        if wanted.parameters:
+            return flaw
+        try:  # this server's copy may have come, or become the same, after the checkpoint did
+            copy = root.open_copy(wanted)
+        except ObjectMissing:
+            return flaw
+        if not root.same(copy, wanted):
+            root.release(copy)
+            return OBJECT_DIFFERS
+        if opened is not None:
+            root.release(opened)
+        entry.objects[key] = copy
+        return None
 
     def _recreate(self, entry: Unready, proof: Proof) -> socket.socket:
         """The kernel's part."""

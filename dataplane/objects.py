@@ -8,6 +8,7 @@ modification time) is another object.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import stat
@@ -27,12 +28,17 @@ OBJECT_MISSING = "object missing at the backup"
 LIMIT_SEGMENTS = 128
 """Of a path that a client names: each costs a look at the disk, on the event loop."""
 _DIGEST_CHUNK = 1 << 20
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _Version = tuple[int, int, int, int, int]
 
 
 class ObjectMissing(LocalError):
     """There is no such object, or it may not be read."""
+
+
+class ObjectUnavailable(ObjectMissing):
+    """It cannot be opened now: this server has as many files open as it may, or no memory."""
 
 
 @dataclass(eq=False, slots=True)
@@ -115,7 +121,8 @@ class DocumentRoot:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise ObjectMissing(f"{identifier}: {error.strerror}") from None
+            kind = ObjectUnavailable if error.errno in _EXHAUSTED else ObjectMissing
+            raise kind(f"{identifier}: {error.strerror}") from None
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
@@ -187,8 +194,11 @@ class DocumentRoot:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return  # used without a loop: identity stays size and time
+        try:
+            fd, version = os.dup(opened.fd), opened.version
+        except OSError:
+            return  # too many files are open
         self._digesting.add(opened.version)
-        fd, version = os.dup(opened.fd), opened.version
         future = loop.run_in_executor(self._thread, self._digest, fd, version)
 
         def learned(done: asyncio.Future[bytes]) -> None:

@@ -29,7 +29,7 @@ from dataplane.ftp.transfer import NAME as DATA_NAME
 from dataplane.ftp.transfer import FtpData
 from dataplane.ftp.tree import Tree
 from dataplane.ftp.upload import Upload
-from dataplane.objects import DocumentRoot, ObjectMissing
+from dataplane.objects import DocumentRoot, ObjectMissing, ObjectUnavailable
 from dataplane.stack import Application, ApplicationKind, Awaited, PartKind, Stream, Timer
 from state.configuration import Serving
 from state.datablock import DataBlock, UInt16, UInt63
@@ -393,7 +393,8 @@ class FtpApplication(Application):
                 raise ObjectMissing(f"{transfer.path} is gone")
         except (ObjectMissing, OSError) as error:
             sentence = error.strerror or "it fails" if isinstance(error, OSError) else "it is not there any more"
-            self._give_up(reply(550, f"{transfer.path}: {sentence}"))
+            code = 450 if isinstance(error, ObjectUnavailable) else 550
+            self._give_up(reply(code, f"{transfer.path}: {sentence}"))
             return
         self._running = True
         kind = "text" if transfer.verb in ("LIST", "NLST", "MLSD") else "bytes"

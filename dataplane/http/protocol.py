@@ -28,7 +28,7 @@ import msgspec
 from dataplane import access_log
 from dataplane.http import semantics
 from dataplane.http.conditions import http_date
-from dataplane.objects import DocumentRoot, ObjectMissing, OpenObject
+from dataplane.objects import DocumentRoot, ObjectMissing, ObjectUnavailable, OpenObject
 from dataplane.stack import Application, ApplicationKind, Stream, Timer
 from state.configuration import LIMIT_HEADER_BYTES, Serving
 from state.datablock import DataBlock
@@ -264,6 +264,9 @@ class HttpApplication(Application):
             return
         try:
             opened = self._root.open(path)
+        except ObjectUnavailable:
+            self._plan(semantics.refuse(503, "too many files are open", [(b"Retry-After", b"1")]))
+            return
         except ObjectMissing:
             self._plan(semantics.refuse(404, "there is no such object"))
             return
@@ -364,6 +367,7 @@ _REASONS = {
     417: b"Expectation Failed",
     431: b"Request Header Fields Too Large",
     501: b"Not Implemented",
+    503: b"Service Unavailable",
     505: b"HTTP Version Not Supported",
 }
 

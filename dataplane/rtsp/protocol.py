@@ -21,7 +21,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, DocumentRoot, ObjectMissing, OpenObject
+from dataplane.objects import OBJECT_DIFFERS, OBJECT_MISSING, DocumentRoot, ObjectMissing, ObjectUnavailable, OpenObject
 from dataplane.rtp.media import Media, MediaRefused
 from dataplane.rtsp import session as session_
 from dataplane.rtsp.live import LiveSession
@@ -224,7 +224,8 @@ class RtspApplication(Application):
             try:
                 opened = self._root.open(identifier)
             except ObjectMissing as error:
-                self._answer(request, live, RtspError(404, str(error)), None)
+                status = 503 if isinstance(error, ObjectUnavailable) else 404
+                self._answer(request, live, RtspError(status, str(error)), None)
                 return
             self._station.table(opened, functools.partial(self._asked, request, live, opened))
 

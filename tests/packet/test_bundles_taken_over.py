@@ -4,6 +4,7 @@ Root is needed. The kernel's part is real; what the clients prove is decided by 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -307,6 +308,26 @@ def test_an_object_that_is_missing_for_one_resets_all(tmp_path: Path) -> None:
         assert await scene.outcome() == (set(), dict.fromkeys(ALL, OBJECT_MISSING))
         assert scene.net.resets() == ALL
 
+    taken_over(tmp_path, three(WITH_OBJECT), test)
+
+
+@pytest.mark.parametrize("before", [None, b"other"])
+def test_a_copy_that_came_after_the_checkpoint_will_do(tmp_path: Path, before: bytes | None) -> None:
+    """There was none, or another one, when the unready connection was built."""
+
+    def has(content: bytes) -> None:
+        (tmp_path / "new").write_bytes(content)
+        os.utime(tmp_path / "new", ns=(1, 1 if content == b"hello" else 2))
+        os.replace(tmp_path / "new", tmp_path / "lost.bin")
+
+    async def test(scene: TakingOver) -> None:
+        has(b"hello")
+        for port in ALL:
+            scene.proves(port)
+        assert await scene.outcome() == (ALL, {})
+
+    if before is not None:
+        has(before)
     taken_over(tmp_path, three(WITH_OBJECT), test)
 
 

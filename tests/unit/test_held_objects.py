@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dataplane.http import HttpApplication
-from dataplane.objects import DocumentRoot
+from dataplane.objects import DocumentRoot, ObjectUnavailable, OpenObject
 from tests.unit.builders import document_root
 from tests.unit.live import Live, live
 from tests.unit.test_live_connection import Plain
@@ -108,5 +108,25 @@ def test_files_that_the_client_has_are_not_kept_open(tmp_path: Path) -> None:
                 for number in range(100):
                     assert await answer(made, f"/{number}") == (b"HTTP/1.1 200 OK", bytes([number]))
                 assert _open_files(root) <= 20
+
+    asyncio.run(run())
+
+
+def test_a_file_that_cannot_be_opened_now_is_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This server has as many open as it may: its client is told to come again, and not that there is none."""
+
+    async def run() -> None:
+        (tmp_path / "x").write_bytes(OLD)
+        with document_root(tmp_path) as root:
+
+            def full(identifier: str) -> OpenObject:
+                raise ObjectUnavailable(f"{identifier}: Too many open files")
+
+            async with live(root, HttpApplication(root)) as made:
+                made.connection.start()
+                with monkeypatch.context() as patch:
+                    patch.setattr(root, "open", full)
+                    assert (await answer(made, "/x"))[0] == b"HTTP/1.1 503 Service Unavailable"
+                assert await answer(made, "/x") == (b"HTTP/1.1 200 OK", OLD)
 
     asyncio.run(run())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from dataplane.ftp import paths
 from dataplane.ftp.tree import Tree
-from dataplane.objects import LIMIT_SEGMENTS, DocumentRoot, ObjectMissing
+from dataplane.objects import LIMIT_SEGMENTS, DocumentRoot, ObjectMissing, ObjectUnavailable
 from state.datablock import DataBlock, decode_header
 from state.sections import ObjectRef
 from tests.unit.builders import document_root, header
@@ -39,6 +40,23 @@ def test_a_file_is_opened_by_its_path_below_the_root(root: DocumentRoot) -> None
     opened = root.open("/film.bin")
     assert opened.ref == ObjectRef("/film.bin", len(CONTENT), 10**18, b"")
     assert os.pread(opened.fd, 10, 6) == CONTENT[6:16]
+
+
+def test_when_no_file_can_be_opened_any_more_the_object_is_not_missing(root: DocumentRoot) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+    held: list[int] = []
+    try:
+        with pytest.raises(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(ObjectUnavailable, match="Too many open files"):
+            root.open("/film.bin")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
+    root.release(root.open("/film.bin"))
 
 
 def test_an_open_object_is_shared_and_closed_after_its_last_user(root: DocumentRoot) -> None:
