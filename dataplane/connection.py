@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from collections.abc import Callable
 
@@ -20,23 +19,19 @@ from dataplane.held_objects import HeldObjects
 from dataplane.host import Host, Related
 from dataplane.judge import Proof
 from dataplane.objects import GeneratedObject, OpenObject, key_of
+from dataplane.output import Output
 from dataplane.packet_socket import deafen
-from dataplane.page_cache import in_memory
 from dataplane.sequence import Seq
 from dataplane.sequence_map import ObjectByte
 from dataplane.stack import Application, TcpLayer, Timer, make_block
 from dataplane.standing import Standing
-from dataplane.stream import ByteStream, Literal, Run
+from dataplane.stream import ByteStream
 from dataplane.tail import Stuck, Tail
 from state.datablock import FourTuple, Header
 from state.errors import CheckpointRefused
 from state.messages import CLOSE_MARK
 from state.sections import LIMIT_EXTENTS, ObjectRef
 
-_SENDFILE_BYTES = 512 * 1024
-"""At most so much per turn of the loop: about half a millisecond."""
-_GENERATED_BYTES = 64 * 1024
-"""Of a generated object, so much is computed at a time."""
 _ROOM_CHECK = 0.02
 _DISCARD_BYTES = 1 << 20
 """So much input of a closing connection is read and thrown away, so that the client reads its answer and not an RST."""
@@ -76,14 +71,12 @@ class LiveConnection:
         self._serial = serial
         self._loop = asyncio.get_running_loop()
         self._objects = HeldObjects(host.root, objects or (), self._digest_known)
+        self._output = Output(sock, connection, stream, self._objects, host.root, self._pump)
         self._bundle = bundle
         self._live = False
         """Its application was told `opened` or `ready`: bytes may go to the kernel."""
         self._checkpoint_scheduled = False
         self._closing_stored = stream.closing
-        self._writing = False
-        self._disk: asyncio.Future[None] | None = None
-        """What is to be sent next is being read from the disk."""
         self._over = False
         self.was_reset = False
         """It ended because this side wanted it to end at once."""
@@ -97,7 +90,6 @@ class LiveConnection:
         self._input_expected: tuple[int, Callable[[bool], None]] | None = None
         self._when_sending: Callable[[], None] | None = None
         self._when_stored: Callable[[], None] | None = None
-        self._send_until: int | None = None
 
     # --- life ---
     def start(self) -> None:
@@ -115,7 +107,7 @@ class LiveConnection:
         if self._over:
             return  # the control connection's application wanted it so
         if at_first is not None:
-            self._send_until = position + at_first
+            self._output.until = position + at_first
         self._listen_for_input()
         self._tell(self.application.ready, self, position)
         self._live = True
@@ -128,8 +120,8 @@ class LiveConnection:
 
     def go_on(self) -> None:
         """Send without the limit that `resume` was given."""
-        self._send_until = None
-        if not self._over and not self._writing:
+        self._output.until = None
+        if not self._output.waits:
             self._pump()
 
     def expect_input(self, count: int, told: Callable[[bool], None]) -> None:
@@ -165,8 +157,7 @@ class LiveConnection:
         if self._over:
             return
         self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
-        self._writing = False
+        self._output.pause()
         self._leave_tail()
         repair.abandon(self._sock)
         if (newest := Seq(self._tcp.section.tsval)) > Seq(proof.tsecr):
@@ -175,6 +166,7 @@ class LiveConnection:
         rcv_nxt = self.standing.rcv_nxt
         self._sock = repair.recreate(self.connection, self._tcp.section, proof, rcv_nxt, self._host.interface)
         self._fd = self._sock.fileno()
+        self._output.move(self._sock)
         self.standing = Standing(self._sock, self.connection, self.stream, self._tcp, self._irs)
         if self.stream.closing:
             self._watch_progress()
@@ -257,7 +249,7 @@ class LiveConnection:
 
     def _detach(self) -> None:
         self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
+        self._output.leave()
         self._leave_tail()
         for timer in (self._room, *self._timers):
             if timer is not None:
@@ -401,7 +393,7 @@ class LiveConnection:
 
     def release(self, position: int | None) -> None:
         self.stream.released = position
-        if not self._writing and not self._over:
+        if not self._output.waits:
             self._pump()
 
     def truncate(self, position: int) -> None:
@@ -550,7 +542,7 @@ class LiveConnection:
             return
         self.stream.checkpointed(end, plan)
         self._closing_stored |= closing
-        if not self._writing:
+        if not self._output.waits:
             self._pump()
         if self._when_stored is not None:
             call, self._when_stored = self._when_stored, None
@@ -558,75 +550,27 @@ class LiveConnection:
 
     # --- output: towards the kernel ---
     def _pump(self) -> None:
-        stream, budget, sent_any = self.stream, min(_SENDFILE_BYTES, self._sendable()), False
-        if not self._live or self._disk is not None:
+        if not self._live or self._over:
             return
         try:
-            while budget > 0:
-                chunk = stream.next()
-                if chunk is None:
-                    break
-                if isinstance(chunk, Literal):
-                    data = chunk.data[:budget]
-                    more = stream.sent + len(data) < stream.limit
-                    count = self._sock.send(data, socket.MSG_MORE if more else 0)
-                else:
-                    count = self._send(chunk, budget)
-                    if count == 0:  # the file was cut short under our hands
-                        self.reset()
-                        return
-                budget -= count
-                sent_any = True
-                if stream.handed_over(count):
-                    self.schedule_checkpoint()
-        except BlockingIOError:
-            pass
+            turn = self._output.turn()
         except OSError:
             self._end()
             return
-        if sent_any and self._when_sending is not None:
+        if turn.cut:
+            self.reset()
+            return
+        if turn.grown_old:
+            self.schedule_checkpoint()
+        if turn.sent and self._when_sending is not None:
             call, self._when_sending = self._when_sending, None
             call()
-        pending = self._disk is None and stream.next() is not None and self._sendable() > 0
-        if pending and not self._writing:
-            self._writing = True
-            self._loop.add_writer(self._fd, self._pump)
-        elif not pending and self._writing:
-            self._writing = False
-            self._loop.remove_writer(self._fd)
-        if stream.finished:
-            if stream.closing:
+        if self.stream.finished:
+            if self.stream.closing:
                 if self._closing_stored and not self.standing.shut:
                     self._shut_down()
-            elif sent_any:
+            elif turn.sent:
                 self._tell(self.application.drained)
-
-    def _send(self, run: Run, budget: int) -> int:
-        """Hand a part of a run to the kernel; how many bytes it took, none if the object has no more."""
-        opened = self._objects.of(run.object)
-        if isinstance(opened, OpenObject):
-            length = min(run.length, budget)
-            if not in_memory(opened.fd, run.offset, length):
-                self._disk = self._host.root.bring(opened, run.offset, length)
-                self._disk.add_done_callback(self._brought)
-                raise BlockingIOError
-            return os.sendfile(self._fd, opened.fd, run.offset, length)
-        wanted = min(run.length, budget, _GENERATED_BYTES)
-        try:
-            data = opened.read(run.offset, wanted)
-        except Exception:  # the protocol's author did not foresee it; other connections go on
-            _log.exception("%s: %s cannot be computed", self.connection.id, run.object.identifier)
-            return 0
-        return self._sock.send(data[:wanted]) if data else 0
-
-    def _brought(self, _: asyncio.Future[None]) -> None:
-        self._disk = None
-        if not self._over:
-            self._pump()
-
-    def _sendable(self) -> int:
-        """Bytes that may go to the kernel now."""
-        return _SENDFILE_BYTES if self._send_until is None else self._send_until - self.stream.sent
 
     def _shut_down(self) -> None:
         """All was said: FIN, with the mark. The checkpoint stays until the client has everything."""

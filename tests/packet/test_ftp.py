@@ -289,6 +289,7 @@ def test_the_end_of_an_aborted_transfer_is_its_heirs_to_say_if_its_server_cannot
                 file.truncate(1 << 30)
             sock = await one.data()
             assert (await one.say("RETR large")).startswith("150 ")
+            await asyncio.get_running_loop().sock_recv(sock, 1)  # it has begun: the disk may take its time
             assert (await one.say("ABOR")).startswith("426 ") and (await one.reply()).startswith("226 ")
             (block,) = [b for b in one.made.host.checkpoints if b.header.protocol == NAME][-1:]
             stream = block.section(STREAM, StreamSection)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import connection
+from dataplane import output
 from dataplane.page_cache import Disk, in_memory
 from tests.unit.builders import document_root
 from tests.unit.live import live
@@ -67,7 +67,7 @@ def test_a_cold_object_comes_whole_and_its_connection_may_end_meanwhile(
         asked.append((offset, length))
         return len(asked) % 2 == 0
 
-    monkeypatch.setattr(connection, "in_memory", every_other)
+    monkeypatch.setattr(output, "in_memory", every_other)
 
     async def run() -> None:
         with document_root(tmp_path, object=CONTENT) as root:
