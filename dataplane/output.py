@@ -60,6 +60,8 @@ class Output:
         self._loop = asyncio.get_running_loop()
         self._watching = False
         self._disk: asyncio.Future[None] | None = None
+        self._asked_at = -1
+        """Position for which the disk was asked last."""
 
     @property
     def waits(self) -> bool:
@@ -100,7 +102,9 @@ class Output:
         opened = self._objects.of(run.object)
         if isinstance(opened, OpenObject):
             length = min(run.length, budget)
-            if not in_memory(opened.fd, run.offset, length):
+            # Asked once: some file systems always say that it takes time.
+            if self._asked_at != self._stream.sent and not in_memory(opened.fd, run.offset, length):
+                self._asked_at = self._stream.sent
                 self._disk = self._root.bring(opened, run.offset, length)
                 self._disk.add_done_callback(self._brought)
                 raise BlockingIOError

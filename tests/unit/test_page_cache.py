@@ -60,14 +60,14 @@ def test_what_cannot_be_told_is_taken_for_warm() -> None:
 def test_a_cold_object_comes_whole_and_its_connection_may_end_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every other piece is cold, as far as the connection is told."""
+    """Every piece is cold, whatever was read, as some file systems say: each is brought in once."""
     asked: list[tuple[int, int]] = []
 
-    def every_other(descriptor: int, offset: int, length: int) -> bool:
+    def cold(descriptor: int, offset: int, length: int) -> bool:
         asked.append((offset, length))
-        return len(asked) % 2 == 0
+        return False
 
-    monkeypatch.setattr(output, "in_memory", every_other)
+    monkeypatch.setattr(output, "in_memory", cold)
 
     async def run() -> None:
         with document_root(tmp_path, object=CONTENT) as root:
@@ -76,8 +76,8 @@ def test_a_cold_object_comes_whole_and_its_connection_may_end_meanwhile(
                 made.connection.send_object(root.open("/object.bin"), 0, _SIZE)
                 made.connection.close()
                 assert await made.hear_all() == CONTENT
-            assert len(asked) >= 2 * _SIZE // (512 << 10)
-            assert all(before == after for before, after in zip(asked[::2], asked[1::2], strict=False)), "asked again"
+            assert len(asked) >= _SIZE // (512 << 10)
+            assert len({offset for offset, _ in asked}) == len(asked), "none is asked for again"
             async with live(root, Plain()) as made:
                 made.connection.start()
                 opened = root.open("/object.bin")
