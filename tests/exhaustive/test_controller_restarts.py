@@ -1,5 +1,5 @@
-"""As tests/unit/test_conductor_exploration.py, with a restart of the controller at any moment: more orders than the unit
-tests have time for."""
+"""As tests/unit/test_conductor_exploration.py, with a restart of the controller at any moment: more orders than the
+unit tests have time for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every order of events that two failures and one return can come in, for two and for three servers (with a restart of the
-controller: tests/exhaustive). After each step the invariants of the design are asked; a violation is reported with the
-shortest path of events that leads to it."""
+"""Every order of events that two failures and one return can come in, for two and for three servers. After each step
+the invariants of the design are asked; a violation is reported with the shortest path of events that leads to it.
+tests/exhaustive has the same with a restart of the controller."""
 
 from __future__ import annotations
 
