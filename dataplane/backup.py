@@ -117,6 +117,9 @@ class Takeover:
         self._proving = proving
         self._loop = asyncio.get_running_loop()
         self._unready = unready
+        self._sorting: Paced[Unready | None] = Paced(self._sort)
+        self._planned: list[Unready] = []
+        self._idle: list[Unready] = []
         self._unasked: Paced[Unready] = Paced(self._ask, proving.ready)
         self._waiting: dict[Key, Unready] = {}
         self._bundles: dict[str, list[Candidate]] = {}
@@ -140,18 +143,27 @@ class Takeover:
     def begin(self) -> None:
         """The fence stands: probe every connection, in portions: the queues of switches and of clients are short."""
         self._began = time.perf_counter()
-        for entry in self._unready:
-            if entry.bundle is not None and not self._adopter.has(entry.header.connection):
-                key = prover_key(entry.expected)
-                candidate = Candidate(key, entry.header.connection, entry.bundle, entry.stream)
-                self._bundles.setdefault(entry.bundle.id, []).append(candidate)
-        if any(all(one.section.role != CONTROL for one in bundle) for bundle in self._bundles.values()):
-            self._alone = {entry.header.connection.id for entry in self._unready if entry.bundle is None}
-        # The more was planned, the likelier a client waits for some of it.
-        self._unready.sort(key=lambda entry: entry.expected.acked - entry.expected.end)
-        self._unasked.extend(self._unready)
+        self._sorting.extend((*self._unready, None))
         self._unready = []
         self._schedule_report()
+
+    def _sort(self, entry: Unready | None) -> None:
+        """The more was planned, the likelier a client waits for some of it. None: that were all."""
+        if entry is None:
+            self._sorted()
+            return
+        (self._planned if entry.expected.acked < entry.expected.end else self._idle).append(entry)
+        if entry.bundle is not None and not self._adopter.has(entry.header.connection):
+            candidate = Candidate(prover_key(entry.expected), entry.header.connection, entry.bundle, entry.stream)
+            self._bundles.setdefault(entry.bundle.id, []).append(candidate)
+
+    def _sorted(self) -> None:
+        if any(all(one.section.role != CONTROL for one in bundle) for bundle in self._bundles.values()):
+            every = (*self._planned, *self._idle)
+            self._alone = {entry.header.connection.id for entry in every if entry.bundle is None}
+        self._planned.sort(key=lambda entry: entry.expected.acked - entry.expected.end)
+        self._unasked.extend((*self._planned, *self._idle))
+        self._planned, self._idle = [], []
 
     def _look_at_bundle(self, identifier: str) -> None:
         """Once, when the first of its connections is to be asked: there may be thousands."""
@@ -442,14 +454,16 @@ class Takeover:
         """One report for what was decided in some milliseconds; the last one is not delayed."""
         if self._report_timer is None:
             self._report_timer = self._loop.call_later(_REPORT_SECONDS if self._left else 0, self._report)
-        elif not (self._waiting or self._unasked or self._late):
+        elif not self._left:
             self._report_timer.cancel()
             self._report_timer = self._loop.call_later(0, self._report)
 
     @property
     def _left(self) -> int:
         late = sum(len(together.members) for together in self._late)
-        return len(self._unasked) + len(self._waiting) + late
+        return (
+            len(self._sorting) + len(self._planned) + len(self._idle) + len(self._unasked) + len(self._waiting) + late
+        )
 
     def _report(self) -> None:
         self._report_timer = None
@@ -461,8 +475,10 @@ class Takeover:
         for key, entry in self._waiting.items():
             self._proving.give_up(key)
             entry.release(self._host.root)
-        for entry in self._unasked.clear():
-            entry.release(self._host.root)
+        for left in (*self._sorting.clear(), *self._planned, *self._idle, *self._unasked.clear()):
+            if left is not None:
+                left.release(self._host.root)
+        self._planned, self._idle = [], []
         if self._report_timer is not None:
             self._report_timer.cancel()
         self._waiting.clear()

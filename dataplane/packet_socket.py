@@ -11,7 +11,7 @@ import ctypes
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dataplane.segment import EXTENSION_HEADERS
 from dataplane.socket_address import family, socket_address
@@ -151,17 +151,15 @@ class AnswerSocket:
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    def receive(self, limit: int = 64) -> list[bytes]:
-        """Up to `limit` packets that are waiting, from the IP header on."""
-        packets: list[bytes] = []
-        try:
-            while len(packets) < limit:
+    def packets(self) -> Iterator[bytes]:
+        """Those that are waiting, from the IP header on; none is lost where the caller stops."""
+        while not self.closed:
+            try:
                 packet, address = self._sock.recvfrom(2048)
-                if address[2] != socket.PACKET_OUTGOING:
-                    packets.append(packet)
-        except BlockingIOError:
-            pass
-        return packets
+            except BlockingIOError:
+                return
+            if address[2] != socket.PACKET_OUTGOING:
+                yield packet
 
     def close(self) -> None:
         """On a thread: the kernel waits for its readers (synchronize_net), some 10 ms."""

@@ -19,7 +19,6 @@ from dataplane.prover import Key, Patience, Prover, Verdict, nudge_segment
 from state.datablock import FourTuple
 
 _IDLE_SECONDS = 1.0
-_PACKETS_AT_ONCE = 32
 _PROBES_PER_TURN = 64
 _NUDGES = (0.3, 1.2)
 """Seconds after a reset at which the client is nudged, in case the RST did not reach it or was not where it stands. By
@@ -43,8 +42,8 @@ class Proving:
         self._probes = ProbeSocket(interface)
         self._timer: asyncio.TimerHandle | None = None
         self._turning = False
-        self._behind = False
-        """Answers wait to be read."""
+        self._behind: set[AnswerSocket] = set()
+        """At these, answers wait to be read."""
         self._fresh = 0
         """Were added since all that was due was sent, but for live ones."""
         self._idle: asyncio.TimerHandle | None = None
@@ -132,31 +131,34 @@ class Proving:
             answers.hear_plainly(sorted({port for _, port, to, _ in self.prover.plain if to == vip}))
 
     def _answered(self, answers: AnswerSocket) -> None:
+        """The socket has something. What one turn of the loop has no time for is heard in the next."""
+        if answers not in self._behind:
+            self._hear(answers)
+
+    def _hear(self, answers: AnswerSocket) -> None:
+        self._behind.discard(answers)
         if answers.closed:
             return  # all were decided before its turn came again
         now, due = self._loop.time(), self.prover.deadline()
-        until = time.perf_counter() + 2 * SECONDS_PER_TURN
-        while packets := answers.receive(_PACKETS_AT_ONCE):
-            for packet in packets:
-                verdict = self.prover.receive(packet, now)
-                if verdict is not None:
-                    self._decided.pop(verdict.key)(verdict)
+        until = time.perf_counter() + SECONDS_PER_TURN
+        for packet in answers.packets():
+            verdict = self.prover.receive(packet, now)
+            if verdict is not None:
+                self._decided.pop(verdict.key)(verdict)
             for reply in self.prover.replies:
                 self._probes.send(reply)
             self.prover.replies.clear()
             if time.perf_counter() >= until:
-                self._behind = True
-                self._loop.call_soon(self._answered, answers)
+                self._behind.add(answers)
+                self._loop.call_soon(self._hear, answers)
                 break
-        else:
-            self._behind = False
         left = self.prover.deadline()
         if left != due or (left is None and self._idle is None):
             self.turn()
 
     def _rest(self) -> None:
         self._idle = None
-        self._behind = False  # what waits there is nobody's answer
+        self._behind.clear()  # what waits there is nobody's answer
         for answers in self._answers.values():
             self._loop.remove_reader(answers.fileno())
             answers.close()

@@ -220,7 +220,7 @@ def taken_over(
             takeover.begin()
             try:
                 async with asyncio.timeout(10):
-                    await until(lambda: not takeover._unasked)
+                    await until(lambda: not (takeover._sorting or takeover._unasked))
                     await test(scene)
             finally:
                 takeover.end()

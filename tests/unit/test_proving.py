@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -24,7 +24,7 @@ class Flood:
         self._ends = socket.socketpair()
         self._ends[1].send(b"x")
         self.closed = False
-        self.read = 0
+        self.turns = 0
         Flood.made.append(self)
 
     def hear_plainly(self, ports: Sequence[int]) -> None:
@@ -33,10 +33,11 @@ class Flood:
     def fileno(self) -> int:
         return self._ends[0].fileno()
 
-    def receive(self, limit: int) -> list[bytes]:
-        assert not self.closed
-        self.read += 1
-        return [b"no segment"] * limit
+    def packets(self) -> Iterator[bytes]:
+        self.turns += 1
+        while True:
+            assert not self.closed
+            yield b"no segment"
 
     def close(self) -> None:
         self.closed = True
@@ -66,8 +67,12 @@ def test_a_flood_that_outlasts_a_takeover_does_not_keep_the_next_one_from_asking
         asks = proving.Proving()
         key = asks.prove(expectation(), PATIENCE, lambda verdict: None)
         (flood,) = Flood.made
-        while flood.read < 2 or asks.ready():  # more than one turn could take
+        while flood.turns < 2 or asks.ready():  # more than one turn could take
             await asyncio.sleep(0)
+        turns = flood.turns
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert flood.turns <= turns + 21, "once in a turn of the loop, though the socket tells of itself, too"
         asks.give_up(key)
         asks.turn()
         while not flood.closed:
