@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from dataplane.controller_link import ControllerLink
 from state import messages
 from state.configuration import Address
 from state.messages import FromAgent, FromController, Hello
+
+Controller = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Agent:
@@ -31,6 +35,27 @@ class Agent:
 
     def disconnected(self) -> None:
         self.lost += 1
+
+
+async def welcoming(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A controller that says welcome, and nothing more."""
+    writer.write(messages.encode(messages.Welcome(3)))
+    await reader.read()
+    writer.close()
+
+
+@asynccontextmanager
+async def linked(controller: Controller = welcoming) -> AsyncIterator[tuple[Agent, ControllerLink]]:
+    """An agent that this controller has welcomed, until the block ends."""
+    server = await asyncio.start_server(controller, "127.0.0.1", 0, limit=1024)
+    agent = Agent()
+    link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
+    running = asyncio.create_task(link.run())
+    await asyncio.wait_for(agent.welcomed.wait(), 5)
+    yield agent, link
+    await link.close()
+    await asyncio.wait_for(running, 5)
+    server.close()
 
 
 def test_closing_says_what_waits_and_does_not_come_back() -> None:
@@ -73,31 +98,25 @@ def test_closing_says_what_waits_and_does_not_come_back() -> None:
 def test_a_checkpoint_that_was_refused_lets_its_connection_go_on_unprotected_and_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def dialogue() -> tuple[int, int]:
-        async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(messages.encode(messages.Welcome(3)))
-            frames = messages.FrameReader(from_agent=True)
-            while data := await reader.read(65536):
-                for message in frames.feed(data):
-                    if isinstance(message, messages.Store):
-                        refused = ["checkpoint refused: epoch: goes back from 3 to 2"]
-                        writer.write(messages.encode(messages.Stored(message.number, refused)))
-            writer.close()
+    async def refusing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(messages.encode(messages.Welcome(3)))
+        frames = messages.FrameReader(from_agent=True)
+        while data := await reader.read(65536):
+            for message in frames.feed(data):
+                if isinstance(message, messages.Store):
+                    refused = ["checkpoint refused: epoch: goes back from 3 to 2"]
+                    writer.write(messages.encode(messages.Stored(message.number, refused)))
+        writer.close()
 
-        server = await asyncio.start_server(controller, "127.0.0.1", 0)
-        agent, went_on = Agent(), asyncio.Event()
-        link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
-        running = asyncio.create_task(link.run())
-        await agent.welcomed.wait()
-        before = link.unprotected
-        link.store(b"block", went_on.set)
-        await asyncio.wait_for(went_on.wait(), 5)
-        await link.close()
-        await asyncio.wait_for(running, 5)
-        server.close()
-        return before, link.unprotected
+    async def dialogue() -> None:
+        went_on = asyncio.Event()
+        async with linked(refusing) as (_, link):
+            assert link.unprotected == 0
+            link.store(b"block", went_on.set)
+            await asyncio.wait_for(went_on.wait(), 5)
+            assert link.unprotected == 1
 
-    assert asyncio.run(dialogue()) == (0, 1)
+    asyncio.run(dialogue())
     assert "epoch: goes back from 3 to 2" in caplog.text
 
 
@@ -105,67 +124,44 @@ def test_a_connection_that_is_lost_as_soon_as_it_is_made_is_made_again(monkeypat
     """The controller dies between the end of the handshake and the agent's first word: asyncio tells of the end before
     it tells that the connection was made."""
 
-    async def dialogue() -> int:
-        async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(messages.encode(messages.Welcome(3)))
-            await reader.read()
-            writer.close()
+    async def dialogue() -> None:
+        loop, create = asyncio.get_running_loop(), asyncio.get_running_loop().create_connection
+        times = 0
 
-        server = await asyncio.start_server(controller, "127.0.0.1", 0)
-        loop, agent = asyncio.get_running_loop(), Agent()
-        link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
-        create = loop.create_connection
-
-        async def lost_at_once(*arguments: Any) -> Any:
-            monkeypatch.setattr(loop, "create_connection", create)
-            made = await create(*arguments)
-            made[0].abort()
-            while not agent.lost:
-                await asyncio.sleep(0)
+        async def lost_at_once(protocol: Callable[[], Any], *address: Any) -> Any:
+            nonlocal times
+            times += 1
+            made = await create(protocol, *address)
+            if times == 1:
+                made[0].abort()
+                while made[1]._transport is not None:
+                    await asyncio.sleep(0)
             return made
 
         monkeypatch.setattr(loop, "create_connection", lost_at_once)
-        running = asyncio.create_task(link.run())
-        await asyncio.wait_for(agent.welcomed.wait(), 5)
-        await link.close()
-        await asyncio.wait_for(running, 5)
-        server.close()
-        return agent.lost
+        async with linked():
+            assert times == 2
 
-    assert asyncio.run(dialogue()) == 2
+    asyncio.run(dialogue())
 
 
 def test_a_controller_that_does_not_read_does_not_fill_its_agents_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller_link, "_BACKLOG_LIMIT", 1 << 20)
+    connections: list[asyncio.StreamWriter] = []
+
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        writer.write(messages.encode(messages.Welcome(3)))
 
     async def dialogue() -> None:
-        connections: list[asyncio.StreamWriter] = []
-
-        async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            connections.append(writer)
-            writer.write(messages.encode(messages.Welcome(3)))
-
-        server = await asyncio.start_server(controller, "127.0.0.1", 0, limit=1024)
-        agent = Agent()
-        link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
-        running = asyncio.create_task(link.run())
-        await agent.welcomed.wait()
-        went_on = 0
-
-        def stored() -> None:
-            nonlocal went_on
-            went_on += 1
-
-        sent = 0
-        while not agent.lost:
-            link.store(bytes(60_000), stored)
-            sent += 1
-            assert sent < 1000, "it keeps everything"
-            await asyncio.sleep(0)
-        await link.close()
-        running.cancel()
-        assert link.unprotected >= sent - 1
-        server.close()
+        async with linked(deaf) as (agent, link):
+            sent = 0
+            while not agent.lost:
+                link.store(bytes(60_000), lambda: None)
+                sent += 1
+                assert sent < 1000, "it keeps everything"
+                await asyncio.sleep(0)
+            assert link.unprotected >= sent - 1
         for writer in connections:
             writer.close()
 
@@ -173,23 +169,10 @@ def test_a_controller_that_does_not_read_does_not_fill_its_agents_memory(monkeyp
 
 
 def test_a_host_that_is_gone_without_a_word_is_noticed() -> None:
-    async def dialogue() -> int:
-        async def controller(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.write(messages.encode(messages.Welcome(3)))
-            await reader.read()
-            writer.close()
+    async def dialogue() -> None:
+        async with linked() as (_, link):
+            assert link._transport is not None
+            sock = link._transport.get_extra_info("socket")
+            assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 10_000
 
-        server = await asyncio.start_server(controller, "127.0.0.1", 0)
-        agent = Agent()
-        link = ControllerLink(Address(*server.sockets[0].getsockname()[:2]), agent)
-        running = asyncio.create_task(link.run())
-        await agent.welcomed.wait()
-        assert link._transport is not None
-        sock = link._transport.get_extra_info("socket")
-        limit = int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
-        await link.close()
-        await asyncio.wait_for(running, 5)
-        server.close()
-        return limit
-
-    assert 0 < asyncio.run(dialogue()) <= 10_000
+    asyncio.run(dialogue())
