@@ -10,14 +10,15 @@ from __future__ import annotations
 import resource
 import socket
 from collections import Counter
+from collections.abc import Callable
 
 from dataplane import prepared_sockets
 from dataplane.packet_socket import deafen
 
 _DESCRIPTORS_KEPT = 512
 """For files, the control connection, and connections that are taken over beyond the bound."""
-_FOR_PARTS = 256
-"""Of these, for more parts of bundles that were let in."""
+_KEPT_OF_PARTS = 256
+"""Of these, what parts of bundles that were let in may not take."""
 TOO_MANY = "too many connections"
 TOO_MANY_OF_ONE = "too many connections of one client"
 
@@ -29,9 +30,11 @@ _HOST_OF_IPV6 = 8
 class Admission:
     """Counts connections, altogether and by client: an IPv4 address, or the /64 of an IPv6 address."""
 
-    def __init__(self, connections: int, per_client: int) -> None:
+    def __init__(self, connections: int, per_client: int, waiting: Callable[[], int] = lambda: 0) -> None:
+        """`waiting`: how many sockets wait for a takeover now."""
         self._limit = connections
         self._limit_client = per_client
+        self._waiting = waiting
         self._clients: Counter[bytes] = Counter()
         self._count = 0
         self.refused: Counter[str] = Counter()
@@ -48,8 +51,10 @@ class Admission:
         return reason
 
     def has_room_for_part(self) -> bool:
-        """A bundle that was let in may open a part more."""
-        return self._count < self._limit + _FOR_PARTS
+        """A bundle that was let in may open a part more: only files that cannot be opened are in its way. An heir may
+        have more connections than it would let in."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return limit == resource.RLIM_INFINITY or self._count + self._waiting() < limit - _KEPT_OF_PARTS
 
     def entered(self, client: bytes) -> None:
         self._count += 1

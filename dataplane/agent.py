@@ -109,7 +109,7 @@ class Agent:
         allow_files()
         serving = self._configuration.serving
         limit = admission.within_descriptors(serving.connections)
-        self._admission = Admission(limit, serving.connections_per_client)
+        self._admission = Admission(limit, serving.connections_per_client, lambda: len(self._unready.sockets))
         log = AccessLog() if serving.access_log else None
         if log is not None:
             log.start()

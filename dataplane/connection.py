@@ -206,8 +206,9 @@ class LiveConnection:
                 self._sock.recv(1, socket.MSG_PEEK)
             except BlockingIOError:
                 return
-            except OSError:
-                pass  # `_readable` meets it again and ends the connection
+            except OSError:  # said once: the next read would tell of an end that its client never sent
+                self._end()
+                return
             self._readable()
 
     @property

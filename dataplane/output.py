@@ -60,8 +60,8 @@ class Output:
         self._loop = asyncio.get_running_loop()
         self._watching = False
         self._disk: asyncio.Future[None] | None = None
-        self._asked_at = -1
-        """Position for which the disk was asked last."""
+        self._brought_to = 0
+        """Position up to which the disk has brought what is to be sent."""
 
     @property
     def waits(self) -> bool:
@@ -101,10 +101,11 @@ class Output:
         """How many bytes of it the kernel took, none if the object has no more."""
         opened = self._objects.of(run.object)
         if isinstance(opened, OpenObject):
-            length = min(run.length, budget)
-            # Asked once: some file systems always say that it takes time.
-            if self._asked_at != self._stream.sent and not in_memory(opened.fd, run.offset, length):
-                self._asked_at = self._stream.sent
+            length, warm = min(run.length, budget), self._brought_to - self._stream.sent
+            if warm > 0:  # some file systems would say even now that it takes time
+                length = min(length, warm)
+            elif not in_memory(opened.fd, run.offset, length):
+                self._brought_to = self._stream.sent + length
                 self._disk = self._root.bring(opened, run.offset, length)
                 self._disk.add_done_callback(self._brought)
                 raise BlockingIOError

@@ -122,7 +122,7 @@ class Detection:
     """Milliseconds. A server is hung when its loop was silent for `timeout`."""
 
     heartbeat: int = 20
-    timeout: int = 100
+    timeout: int = 120
     proof: int = 1500
     """How long a connection may stay unready whose client is heard, before it is reset. With detection, within 2 s."""
     silence: int = 120_000
@@ -494,7 +494,7 @@ def _detection(check: _Checker, node: yaml.Node | None) -> Detection:
     fields = check.mapping(node, "detection", (), ("heartbeat_ms", "timeout_ms", "proof_ms", "silence_ms"))
     detection = Detection(
         check.integer(fields.get("heartbeat_ms"), "detection.heartbeat_ms", 1, 10_000, 20),
-        check.integer(fields.get("timeout_ms"), "detection.timeout_ms", 2, 60_000, 100),
+        check.integer(fields.get("timeout_ms"), "detection.timeout_ms", 2, 60_000, 120),
         check.integer(fields.get("proof_ms"), "detection.proof_ms", 100, 60_000, 1500),
         check.integer(fields.get("silence_ms"), "detection.silence_ms", 100, 3_600_000, 120_000),
     )

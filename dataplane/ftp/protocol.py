@@ -478,12 +478,12 @@ class FtpApplication(Application):
             self._listen(extended=False, port=section.passive)
         if section.leaving:
             self._leave()
-        elif self._transfer is None:
-            self._work()
-        elif not self._running:
+            return
+        if self._transfer is not None and not self._running:
             self._begin(self._transfer)
-        elif self._data is None or self._data.state == "over":
+        elif self._transfer is not None and (self._data is None or self._data.state == "over"):
             self._give_up(reply(426, "The data connection was closed with its server: the transfer is not whole."))
+        self._work()  # also during a transfer: an ABOR may wait
 
 
 def kind(limits: Serving) -> ApplicationKind:

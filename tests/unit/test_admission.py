@@ -81,16 +81,23 @@ def test_the_bound_leaves_files_to_be_opened() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_parts_of_bundles_are_counted_and_bounded_as_well() -> None:
-    door = Admission(3, 3)
-    parts = 0
-    while door.has_room_for_part():
-        door.entered(A)
-        parts += 1
-    assert 3 < parts < 1000
-    assert door.refusal(B) == TOO_MANY
-    door.left(A)
-    assert door.has_room_for_part()
+def test_parts_of_bundles_are_counted_and_bounded_by_the_files_that_may_be_open() -> None:
+    """An heir may have more connections than it would let in: what is taken over with them finds room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        waiting = 100
+        door = Admission(3, 3, lambda: waiting)
+        parts = 0
+        while door.has_room_for_part():
+            door.entered(A)
+            parts += 1
+        assert 3 < parts < 1024 - 100
+        assert door.refusal(B) == TOO_MANY
+        waiting = 0
+        assert door.has_room_for_part(), "a socket that waited has become a connection"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # --- the door ---
