@@ -118,7 +118,7 @@ def test_the_shipped_example_is_valid_and_its_defaults_are_the_defaults() -> Non
 def test_what_may_be_left_out_has_defaults() -> None:
     text = EXAMPLE[: EXAMPLE.index("detection:")].replace("    affinity: client\n    slots: 128\n", "")
     configuration = parse(text.replace("    mac: 02:00:00:00:01:00\n", ""))
-    assert configuration.detection == Detection(heartbeat=20, timeout=100, proof=1500, silence=120_000)
+    assert configuration.detection == Detection(heartbeat=20, timeout=120, proof=1500, silence=120_000)
     assert configuration.api == Api(Address("127.0.0.1", 8080), None)
     assert configuration.serving == Serving(16_384, 15_000, 120_000, 300_000, 16_384, 8_192, 1_000, access_log=True)
     (vip,) = configuration.vips

@@ -89,6 +89,14 @@ def test_what_waits_for_a_transfer_is_looked_at_once(root: DocumentRoot, monkeyp
     assert server.codes[:3] == [227, 426, 226] and server.codes[3:] == [500] * (LIMIT_LINES - 1)
 
 
+def test_an_abor_that_waits_when_its_server_dies_is_carried_out_by_the_heir(root: DocumentRoot) -> None:
+    server = Server(root).log_in().says(b"PASV\r\nRETR film.bin\r\n")
+    server.stream.room = False
+    server.says(b"ABOR\r\n")
+    assert server.codes == [227] and server.section.pending == b"ABOR\r\n"
+    assert server.dies().codes == [426, 226]
+
+
 @pytest.mark.parametrize("said", [b"\n" * (LIMIT_LINES + 2), b"\n" * 20_000, b"SIZE film.bin\r\n" * 2000])
 def test_so_many_commands_during_a_transfer_are_too_many(root: DocumentRoot, said: bytes) -> None:
     server = Server(root).log_in().says(b"PASV\r\nRETR film.bin\r\n").says(said)
