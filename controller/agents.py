@@ -35,6 +35,8 @@ class Listener(Protocol):
 
     def agent_died(self, died: messages.Died) -> None: ...
 
+    def agent_unheard(self, unheard: messages.Unheard) -> None: ...
+
     def agent_said(self, link: AgentLink, said: list[messages.FromAgent]) -> None: ...
 
     def agent_refused(self) -> None:
@@ -101,6 +103,9 @@ class AgentLink:
                 said = self._next(reader)
             if isinstance(said[0], messages.Died):
                 listener.agent_died(said[0])
+                return
+            if isinstance(said[0], messages.Unheard):
+                listener.agent_unheard(said[0])
                 return
             if not isinstance(said[0], messages.Hello):
                 raise MessageRefused("the first message must be Hello")

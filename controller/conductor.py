@@ -33,6 +33,7 @@ from state.configuration import Configuration
 from state.datablock import FourTuple
 
 NO_BACKUP = "no backup came up"
+UNHEARD = "its server hung before it heard of it"
 WAIT_FOR_BACKUP = 60.0
 """Seconds that the connections of a dead server wait for any server to come up; a client's TCP waits longer."""
 RECOVERY_GRACE = 1.0
@@ -273,6 +274,24 @@ class Conductor:
         if server is None or server.incarnation != died.incarnation:
             return []
         return self.disconnected(died.server, now)
+
+    def unheard(self, unheard: messages.Unheard) -> list[Action]:
+        """A sentinel saw that its agent hangs, and which clients' connections the kernel has taken in its name. Who was
+        not fenced yet may still hear of them."""
+        server = self.servers.get(unheard.server)
+        if server is None or server.up or server.incarnation != unheard.incarnation:
+            return []
+        heirs: dict[str, list[FourTuple]] = {}
+        for connection in unheard.connections:
+            heir = self.ownership.server_for(connection)
+            if heir is not None and self.collector.get(connection.id) is None:
+                heirs.setdefault(heir, []).append(connection)
+        actions: list[Action] = [Send(heir, messages.Dismiss(lost)) for heir, lost in heirs.items()]
+        takeover = next((t for t in reversed(self.history.all()) if t.source == server.name), None)
+        if actions and takeover is not None:
+            takeover.found(0, [UNHEARD] * sum(map(len, heirs.values())))
+            actions.append(announce.takeover(takeover))
+        return actions
 
     def received(self, name: str, message: messages.FromAgent, now: float) -> list[Action]:
         """Anything but `Hello` and `Store`."""

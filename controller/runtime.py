@@ -180,6 +180,9 @@ class Runtime:
     def agent_died(self, died: messages.Died) -> None:
         self.perform(self.conductor.died(died, time.monotonic()))
 
+    def agent_unheard(self, unheard: messages.Unheard) -> None:
+        self.perform(self.conductor.unheard(unheard))
+
     def agent_said(self, link: AgentLink, said: list[messages.FromAgent]) -> None:
         name, now = link.name, time.monotonic()
         if name is None:

@@ -60,6 +60,8 @@ _ACCEPTS_PER_TURN = 8
 _CONNECTIONS_PER_TURN = 16
 _ACCEPT_PAUSE = 0.1
 _STOP_CHECK = 0.02
+_SURELY_FENCED = 0.05
+"""Seconds beyond twice the time of silence after which a server is taken for dead."""
 _REFUSALS_SAID = 10.0
 """Seconds between two lines about refused connections."""
 
@@ -78,7 +80,9 @@ class Agent:
             for service in vip.services
         }
         self._server = server
-        self._sentinel = Sentinel(server.name, configuration.agents)
+        places = [(vip.address, service.port) for vip in configuration.vips for service in vip.services]
+        silence = 2 * configuration.detection.timeout / 1000 + _SURELY_FENCED
+        self._sentinel = Sentinel(server.name, configuration.agents, places, silence)
         self._sentinel.start()
         self.name = server.name
         self._live()
@@ -323,6 +327,7 @@ class Agent:
         interval = self._configuration.detection.heartbeat / 1000
         self._next_beat = now + interval
         self._beats += 1
+        self._sentinel.beat(self._beats)
         self._link.overdue(now)
         if not self._adopted:
             self._sweeping.beat(idle=not self._connections and not self._unready)
@@ -383,6 +388,10 @@ class Agent:
             self._later(message.owner, [functools.partial(self._prepared, message.owner)])
         elif isinstance(message, messages.Resume):
             self._later(message.owner, [functools.partial(self._resume, message)])
+        elif isinstance(message, messages.Dismiss):
+            for connection in message.connections:
+                if not self.has(connection):
+                    self._proving.dismiss_unknown(connection)
         elif isinstance(message, messages.Refused):
             self._refused(message)
 

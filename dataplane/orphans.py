@@ -10,6 +10,7 @@ was answered by this kernel, which waits for a minute for an ACK that cannot com
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 import subprocess
@@ -49,6 +50,30 @@ def destroy(services: Iterable[tuple[str, int, int]]) -> None:
             raise LocalError(f"orphaned sockets cannot be destroyed: {error}") from None
         if done.returncode != 0:
             raise LocalError(f"orphaned sockets of {host}:{first}-{last} cannot be destroyed: {done.stderr.strip()}")
+
+
+def unaccepted(address: str, port: int) -> list[FourTuple]:
+    """Established connections to this service that wait in the listener's queue: they belong to no process yet, so the
+    kernel names no inode. Raises `LocalError` when `ss` cannot say."""
+    host = f"[{address}]" if ":" in address else address
+    command = ["ss", "-Htne", "state", "connected", "src", host, "and", "sport", "=", f":{port}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LocalError(f"connections of {host}:{port} cannot be listed: {error}") from None
+    found: list[FourTuple] = []
+    for line in done.stdout.splitlines():
+        words = line.split()
+        if words[0] in ("ESTAB", "CLOSE-WAIT") and "ino:0" in words:
+            (here, here_port), (there, there_port) = (_place(word) for word in words[3:5])
+            found.append(FourTuple(here, here_port, there, there_port))
+    return found
+
+
+def _place(text: str) -> tuple[bytes, int]:
+    """`10.0.0.1:80` or `[fd00::1%eth0]:80`."""
+    host, _, port = text.rpartition(":")
+    return ipaddress.ip_address(host.strip("[]").partition("%")[0]).packed, int(port)
 
 
 def destroy_half_open(connection: FourTuple, interface: int = 0) -> bool:

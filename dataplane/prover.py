@@ -428,3 +428,11 @@ def nudge_segment(expected: Expectation) -> bytes:
     which has it no more, answers that with an RST exactly where the client accepts it. An empty segment would not do:
     Linux 6.18 ignores one with an old timestamp (net/ipv4/tcp_input.c, `tcp_validate_incoming`)."""
     return _towards_client(expected, expected.acked_seq - _NEAR, payload=b"\0", tsval=expected.tsval)
+
+
+def anywhere(connection: FourTuple) -> list[Expectation]:
+    """Of a connection that nobody knows: two guesses, as far from each other as can be."""
+    first = Seq(secrets.randbits(32))
+    return [
+        Expectation(connection, 0, acked_seq, 0, False, Seq(0), 0, False, 0) for acked_seq in (first, first + (1 << 31))
+    ]

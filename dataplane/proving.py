@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataplane.event_loop import SECONDS_PER_TURN, prefer
 from dataplane.judge import Expectation, Proof
 from dataplane.packet_socket import AnswerSocket, ProbeSocket, hush, unhush
-from dataplane.prover import Key, Patience, Prover, Verdict, nudge_segment
+from dataplane.prover import Key, Patience, Prover, Verdict, anywhere, nudge_segment
 from state.datablock import FourTuple
 
 _IDLE_SECONDS = 1.0
@@ -53,15 +53,7 @@ class Proving:
 
         `live`: the connection is this kernel's already.
         """
-        vip = expected.connection.source
-        if vip not in self._answers:
-            answers = AnswerSocket(vip)
-            self._answers[vip] = answers
-            self._plain_heard = (0, False)
-            prefer(self._loop, answers.fileno())
-            for listener in self._listeners():
-                hush(listener)
-            self._loop.add_reader(answers.fileno(), self._answered, answers)
+        self._listen(expected.connection.source)
         key = self.prover.add(expected, self._loop.time(), patience, live=live)
         self._decided[key] = decided
         self._fresh += not live
@@ -72,6 +64,17 @@ class Proving:
             self._turning = True
             self._loop.call_soon(self.turn)
         return key
+
+    def _listen(self, vip: bytes) -> None:
+        if vip in self._answers:
+            return
+        answers = AnswerSocket(vip)
+        self._answers[vip] = answers
+        self._plain_heard = (0, False)
+        prefer(self._loop, answers.fileno())
+        for listener in self._listeners():
+            hush(listener)
+        self._loop.add_reader(answers.fileno(), self._answered, answers)
 
     def ready(self) -> bool:
         """Whom `prove` is told now, it asks at once: neither answers nor earlier questions wait."""
@@ -92,6 +95,16 @@ class Proving:
         self._probes.send(self.prover.dismiss(expected, standing, self._loop.time()))
         for later in _NUDGES:
             self._loop.call_later(later, self._probes.send, nudge_segment(expected))
+
+    def dismiss_unknown(self, connection: FourTuple) -> None:
+        """Reset a connection of which nothing is known but its ends. To two bytes half of all numbers apart, its client
+        answers where it stands, and is reset there: one of them is old, and its answer has a SACK block. Raises
+        `OSError` if answers cannot be heard."""
+        self._listen(connection.source)
+        for expected in anywhere(connection):
+            self.dismiss(expected, None)
+            self._probes.send(nudge_segment(expected))
+        self.turn()
 
     def begins_anew(self, connection: FourTuple) -> None:
         """A client was accepted: if an earlier connection from its port was dismissed, that is over."""

@@ -19,7 +19,7 @@ from state.datablock import FourTuple, Name, UInt32, UInt63
 from state.errors import MessageRefused
 from state.sections import TcpSection
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 CLOSE_MARK = 43
 """The close mark: a DSCP value of the pool for local use (RFC 2474 section 6) that a server puts on a connection just
 before it closes it in good order. The switch lets no other FIN or RST of a protected service out, and strips it."""
@@ -28,6 +28,7 @@ LIMIT_COMPARISONS = 32
 """Of a takeover's comparisons, the first so many are reported in full."""
 LIMIT_REFUSED = 32
 LIMIT_HANDSHAKES = 1024
+LIMIT_UNHEARD = 4096
 PORTION_BLOCKS = 64
 _PORTION_BYTES = 1024 * 1024
 _LENGTH = struct.Struct("!I")
@@ -90,6 +91,15 @@ class Died(Message):
 
     server: Name
     incarnation: UInt63
+
+
+class Unheard(Message):
+    """From the sentinel of an agent that does nothing any more, as the only message of its connection: connections that
+    its kernel has accepted in its name, and of which it has never heard."""
+
+    server: Name
+    incarnation: UInt63
+    connections: Annotated[list[FourTuple], Meta(max_length=LIMIT_UNHEARD)]
 
 
 class Prepared(Message):
@@ -210,8 +220,14 @@ class Resume(Message):
     handshakes: Annotated[list[Handshake], Meta(max_length=LIMIT_HANDSHAKES)] = []
 
 
-FromAgent = Hello | Store | Closed | Present | Heartbeat | Died | Prepared | Resumed | Young
-FromController = Welcome | Refused | Stored | Backup | Forget | Synchronised | Resume
+class Dismiss(Message):
+    """Reset these: only the kernel of a server that was fenced had them, and nobody knows where they stand."""
+
+    connections: Annotated[list[FourTuple], Meta(max_length=LIMIT_UNHEARD)]
+
+
+FromAgent = Hello | Store | Closed | Present | Heartbeat | Died | Unheard | Prepared | Resumed | Young
+FromController = Welcome | Refused | Stored | Backup | Forget | Synchronised | Resume | Dismiss
 
 _encoder = msgspec.msgpack.Encoder()
 _from_agent = msgspec.msgpack.Decoder(FromAgent)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import time
+from contextlib import ExitStack
 
 import pytest
 
-from tests.fate import taken_over
+from controller.conductor import UNHEARD
+from tests.fate import decided, taken_over
+from tests.system.client_at_hand import inside
 from topologies import Lab
 from topologies.watcher import digest_of, download
 
+_RESET_LIMIT = 2.0
 _CAUSES = {"kill": "process ended", "hang": "no heartbeat", "power": "no heartbeat", "link": "link down"}
 
 _MANY = """
@@ -90,3 +96,34 @@ def test_a_cut_off_server_that_comes_back_serves_new_connections(lab: Lab) -> No
     assert lab.server(owner)["slots"] > 0
     assert curl.wait() == 0
     assert curl.digest == digest_of(lab.status()["docroot"] + "/object.bin")
+
+
+@pytest.mark.parametrize("vip", ["vip", "vip6"])
+def test_who_connects_before_a_hang_is_noticed_is_reset_within_two_seconds_and_counted(lab: Lab, vip: str) -> None:
+    """The hung server's kernel accepts them and acknowledges what they ask. Nobody else knows of them, and they have
+    nothing to send again."""
+    lab.until(lambda: not lab.connections() and all(server["backup"] for server in lab.servers()), "no rest")
+    before, service, reset = len(lab.takeovers()), lab.vips()[vip], 0
+    family = socket.AF_INET6 if ":" in service else socket.AF_INET
+
+    def asking() -> socket.socket:
+        sock = socket.socket(family)
+        sock.settimeout(_RESET_LIMIT)
+        sock.connect((service, 80))
+        sock.sendall(b"GET /1k HTTP/1.1\r\nHost: vip\r\n\r\n")
+        return sock
+
+    lab.fail("s1", how="hang")
+    with ExitStack() as clients:
+        socks = [clients.enter_context(inside(lab, "c1", asking)) for _ in range(24)]
+        connected = time.monotonic()
+        for sock in socks:
+            try:
+                assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+            except ConnectionResetError:
+                reset += 1
+        assert time.monotonic() - connected < _RESET_LIMIT
+        assert reset, "none of them came to the hung server"
+    takeover = taken_over(lab, before, "s1")
+    lab.until(lambda: decided(lab, before, "s1")["reset"] == {UNHEARD: reset}, f"{reset} were reset: {takeover}")
+    lab.heal("s1")

@@ -7,13 +7,13 @@ import pytest
 
 from controller import conductor, steering
 from controller.actions import Announce, Commit, Drop, Persist, Send
-from controller.conductor import RECOVERY_GRACE
+from controller.conductor import RECOVERY_GRACE, UNHEARD
 from controller.detector import TICK
 from controller.takeover import Phase
 from state import messages
 from tests.unit import scenario
 from tests.unit.flow_table import FlowTable
-from tests.unit.scenario import Scene, backed_up, commits, kinds, passing, said, ticks
+from tests.unit.scenario import Scene, backed_up, commits, four_tuple, kinds, passing, said, ticks
 
 S1_PORTS = (40_000, 40_006)
 """Client ports whose slots (0 and 3 of 8) belong to s1 of three servers."""
@@ -232,6 +232,21 @@ def test_a_sentinel_is_believed_about_the_present_life_only(
 ) -> None:
     scene.conductor.died(messages.Died(server, incarnation), scene.now)
     assert len(scene.conductor.history.all()) == takeovers
+
+
+def test_whom_only_a_hung_servers_kernel_heard_is_dismissed_by_the_heir_and_counted(scene: Scene) -> None:
+    known, unknown = 40_000, 40_002
+    scene.store("s1", known)
+    unheard = messages.Unheard("s1", 1, [four_tuple(known), four_tuple(unknown)])
+    assert scene.conductor.unheard(unheard) == [], "it is up: it may still hear of them"
+    scene.end("s1")
+    owner = scene.conductor.ownership.server_for(four_tuple(unknown))
+    assert owner is not None and owner != "s1"
+    (dismiss,) = said(scene.conductor.unheard(unheard), owner, messages.Dismiss)
+    assert dismiss.connections == [four_tuple(unknown)]
+    (takeover,) = scene.conductor.history.all()
+    assert (takeover.connections, takeover.reset) == (2, {UNHEARD: 1})
+    assert scene.conductor.unheard(messages.Unheard("s1", 2, [four_tuple(unknown)])) == [], "another life"
 
 
 # --- the switch ---

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from state import messages
+from state.datablock import FourTuple
 from state.errors import MessageRefused
 from state.messages import LIMIT_FRAME, FrameReader, Message, encode
 
@@ -25,6 +26,7 @@ FROM_AGENT: list[Message] = [
     messages.Present(["a-1", "b-2"], False),
     messages.Present([], True),
     messages.Died("web1", 1),
+    messages.Unheard("web1", 1, [FourTuple(bytes(4), 80, bytes(4), 40_000), FourTuple(bytes(16), 80, bytes(16), 1)]),
     messages.Prepared("web2", 100, 1),
     messages.Young(3, ["10.0.0.1-1-10.0.0.100-40000"], [("10.0.0.1-2-10.0.0.100-40000", "client gone")]),
     messages.Resumed(1, ["a"], [("b", "client gone")], 3, 1000, 2000, 300),
@@ -40,6 +42,7 @@ FROM_CONTROLLER: list[Message] = [
     messages.Forget("web1", []),
     messages.Synchronised("web1"),
     messages.Resume(1, "web1", 2**63 - 1),
+    messages.Dismiss([FourTuple(bytes(4), 80, bytes(4), 40_000)]),
 ]
 
 
