@@ -120,6 +120,7 @@ class Agent:
         else:
             access_log.switch_off()
         self._checkpoints: Paced[LiveConnection] = Paced(LiveConnection.checkpoint_now)
+        self._unheard: Paced[FourTuple] = Paced(self._dismiss)
         self._about: dict[str, Paced[Callable[[], None]]] = {}
         """What the controller said about each other server's connections, and what is not done yet."""
         self._unready = UnreadySet(self, self._registry)
@@ -389,11 +390,13 @@ class Agent:
         elif isinstance(message, messages.Resume):
             self._later(message.owner, [functools.partial(self._resume, message)])
         elif isinstance(message, messages.Dismiss):
-            for connection in message.connections:
-                if not self.has(connection):
-                    self._proving.dismiss_unknown(connection)
+            self._unheard.extend(message.connections)
         elif isinstance(message, messages.Refused):
             self._refused(message)
+
+    def _dismiss(self, connection: FourTuple) -> None:
+        if not self.has(connection):
+            self._proving.dismiss_unknown(connection)
 
     def _later(self, owner: str, tasks: list[Callable[[], None]]) -> None:
         """In order with all that was said about this owner, and in portions: there may be thousands of blocks."""
