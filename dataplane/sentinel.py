@@ -129,8 +129,8 @@ class Sentinel:
             found = [each for address, port in self._services for each in orphans.unaccepted(address, port)]
         except LocalError:
             return
-        if found:
-            self._tell(messages.Unheard(self._server, self._incarnation(), found[:LIMIT_UNHEARD]))
+        for start in range(0, len(found), LIMIT_UNHEARD):  # in portions: each is quick to handle
+            self._tell(messages.Unheard(self._server, self._incarnation(), found[start : start + LIMIT_UNHEARD]))
 
     def _tell(self, word: Message) -> None:
         try:

@@ -28,7 +28,7 @@ LIMIT_COMPARISONS = 32
 """Of a takeover's comparisons, the first so many are reported in full."""
 LIMIT_REFUSED = 32
 LIMIT_HANDSHAKES = 1024
-LIMIT_UNHEARD = 4096
+LIMIT_UNHEARD = 256
 PORTION_BLOCKS = 64
 _PORTION_BYTES = 1024 * 1024
 _LENGTH = struct.Struct("!I")
